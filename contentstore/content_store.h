@@ -1,0 +1,181 @@
+#pragma once
+
+// Lazy blobs: layers that are known by descriptor and descriptor handlers, whose bytes are fetched, verified and
+// cached chunk by chunk when somebody reads them. docs/ARCHITECTURE.md tells the life of a layer on disk.
+//
+// Vocabulary: a *chunk* is the unit of fetch, verification and caching; the *data area* the flat uncompressed
+// address space of a layer; *blob* offsets count the bytes the registry stores (docs/GLOSSARY.md).
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/cancel.h"
+#include "base/clock.h"
+#include "contentstore/blob_source.h"
+#include "layer/index_builder.h"
+#include "layer/layer_index.h"
+#include "oci/descriptor.h"
+
+namespace lazyblob::contentstore {
+
+// Why bytes are wanted; also the order of service, first is most urgent.
+enum class FetchCause : uint8_t { kDemand, kTracePrefetch, kReadAhead, kBackground, kIndex, kStream };
+inline constexpr size_t kFetchCauses = 6;
+absl::string_view FetchCauseName(FetchCause cause);
+
+// Flows down every read.
+struct FetchContext {
+  FetchCause cause = FetchCause::kDemand;
+  absl::Duration deadline = absl::InfiniteDuration();  // monotonic, absolute
+  std::shared_ptr<base::CancelToken> cancel;           // may be null
+  std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's
+};
+
+// How the bytes of one descriptor can be had. Given per layer, never per chain.
+struct DescriptorHandler {
+  oci::Descriptor descriptor;
+  base::Digest diff_id;  // from the image config; empty when unknown
+  std::vector<std::shared_ptr<BlobSource>> sources;  // tried in order
+};
+
+// A blob for which no handler is known.
+struct MissingProvider {
+  base::Digest digest;
+  uint64_t size = 0;
+  std::string wanted_by;
+};
+// The typed "provider missing" error: lists every digest at once. GetMissingProviders is empty for other errors.
+absl::Status ProviderMissingError(const std::vector<MissingProvider>& missing);
+std::vector<MissingProvider> GetMissingProviders(const absl::Status& status);
+
+// Bytes of a data area that are verified and stay readable while the object lives: a range of the cache file, or
+// memory when the disk could not take them. Movable.
+class PinnedRange {
+ public:
+  PinnedRange() = default;
+  PinnedRange(int fd, uint64_t offset, uint64_t length, std::shared_ptr<const void> pin)
+      : fd_(fd), offset_(offset), length_(length), pin_(std::move(pin)) {}
+  explicit PinnedRange(std::shared_ptr<const std::vector<uint8_t>> memory, uint64_t offset, uint64_t length)
+      : offset_(offset), length_(length), memory_(std::move(memory)) {}
+
+  bool in_memory() const { return memory_ != nullptr; }
+  // The bytes are [offset, offset+length) of fd() (the layer's cache file, same addresses as the data area) …
+  int fd() const { return fd_; }
+  uint64_t offset() const { return offset_; }
+  uint64_t length() const { return length_; }
+  // … or these.
+  absl::Span<const uint8_t> memory() const { return {memory_->data() + offset_, length_}; }
+  // Copies length() bytes out.
+  absl::Status CopyTo(absl::Span<uint8_t> out) const;
+
+ private:
+  int fd_ = -1;
+  uint64_t offset_ = 0;
+  uint64_t length_ = 0;
+  std::shared_ptr<const void> pin_;
+  std::shared_ptr<const std::vector<uint8_t>> memory_;
+};
+
+struct LayerStats {
+  std::array<uint64_t, kFetchCauses> fetched_bytes{};  // body bytes received, by cause; retries and TOC included
+  uint64_t served_bytes = 0;                           // data-area bytes given out by Acquire/TryAcquire
+  uint64_t cached_bytes = 0;                           // data-area bytes present
+  std::string last_source;                             // which source served last; information only
+  std::string last_error;                              // of the last failed read; empty if none
+};
+
+enum class LayerState : uint8_t {
+  kNeedsIndex,   // plain layer never seen: must be streamed once
+  kLazy,         // indexed; chunks come when read
+  kComplete,     // all bytes local, synced and verified
+  kQuarantined,  // bytes did not match digest or diffID: never served again
+};
+
+// One layer. Thread-safe; lives as long as somebody holds it (open FUSE handles do: rule 7 of the design).
+class LazyLayer {
+ public:
+  virtual ~LazyLayer() = default;
+
+  virtual const oci::Descriptor& descriptor() const = 0;
+  virtual const base::Digest& diff_id() const = 0;
+  // Small number, stable over restarts, unique below the store's root: FUSE node ids are made from it. 1 … 2^20-1.
+  virtual uint32_t id() const = 0;
+  // Where `index`, `meta.erofs`, `data` and `presence` are.
+  virtual const std::string& directory() const = 0;
+  virtual LayerState state() const = 0;
+  // Why the layer is not lazy, as a short reason code ("no-index", "toc-mismatch", …); empty if it is.
+  virtual std::string not_lazy_reason() const = 0;
+  // Null while kNeedsIndex.
+  virtual std::shared_ptr<const layer::LayerIndex> index() const = 0;
+  // Bytes of the data area, a multiple of 4096; 0 while kNeedsIndex.
+  virtual uint64_t data_size() const = 0;
+
+  // [offset, offset+length) must lie inside the data area (InvalidArgument otherwise).
+  // At once, or nullopt when any byte of it is not there yet. Never blocks on the network.
+  virtual std::optional<PinnedRange> TryAcquire(uint64_t offset, uint64_t length) = 0;
+  // Calls `done` once, on a thread of the store or, if nothing has to be fetched, on the caller's.
+  // Any number of callers cause one request per chunk. Cancelling one waiter ends only its own wait.
+  // Errors: DeadlineExceeded, Cancelled, DataLoss (bytes never right), ProviderMissing, what the last source said.
+  virtual void Acquire(uint64_t offset, uint64_t length, FetchContext context,
+                       absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done) = 0;
+  // Ends all outstanding Acquires of this layer with `status` (used before its mount goes away).
+  virtual void FailOutstanding(const absl::Status& status) = 0;
+
+  virtual LayerStats stats() const = 0;
+};
+
+// Called now and then while a layer is streamed: bytes received so far of descriptor.size.
+using Progress = std::function<void(uint64_t received)>;
+
+struct ContentStoreOptions {
+  std::string root;  // created 0700; must not be shared with another ContentStore
+  int fetch_threads = 16;
+  uint64_t min_range_bytes = 256 << 10;  // request sizes follow bandwidth × round trip between these two
+  uint64_t max_range_bytes = 8 << 20;
+  uint64_t max_memory_bytes = 64 << 20;  // fetched and decoded bytes in flight
+  absl::Duration sync_interval = absl::Seconds(5);  // how often data and presence are made durable
+  layer::BuildLimits limits;
+  SourceFactory source_factory;  // may be empty: then restored layers have no sources until a handler is added
+  const base::Clock* clock = &base::SystemClock();
+};
+
+// Thread-safe.
+class ContentStore {
+ public:
+  // Opens or creates; restores every layer whose record is on disk (no network). After an unclean stop, chunks
+  // written since the last sync are verified before they are trusted.
+  static absl::StatusOr<std::unique_ptr<ContentStore>> Open(ContentStoreOptions options);
+  virtual ~ContentStore() = default;  // waits for running fetches; syncs
+
+  // Makes the layer known, or adds the handler's sources to it. The record is durable on return.
+  virtual absl::StatusOr<std::shared_ptr<LazyLayer>> AddHandler(const DescriptorHandler& handler) = 0;
+  // Null when unknown.
+  virtual std::shared_ptr<LazyLayer> Find(const base::Digest& digest) = 0;
+  virtual std::shared_ptr<LazyLayer> FindById(uint32_t id) = 0;
+  virtual std::vector<std::shared_ptr<LazyLayer>> Layers() = 0;
+
+  // Brings a layer out of kNeedsIndex. TOC formats: a few range reads. Plain layers: streamed once; with
+  // `keep_data` the data area is written on the way and the layer is kComplete after it, else only the index is
+  // kept and the layer is kLazy. A TOC that cannot be used makes the layer plain (not_lazy_reason says why).
+  // Single flight per layer; blocks; no-op when indexed.
+  virtual absl::Status EnsureIndexed(LazyLayer& layer, bool keep_data, const FetchContext& context,
+                                     const Progress& progress) = 0;
+  // Makes all bytes of the data area local, verified and synced: kComplete on success. Single flight; blocks.
+  virtual absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) = 0;
+  // Original blob bytes, streamed from a source, failing over between them; digest-verified when the range is the whole blob.
+  virtual absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
+                                  const FetchContext& context) = 0;
+  // Forgets a layer that nobody holds and removes its files; FailedPrecondition while it is held.
+  virtual absl::Status Remove(const base::Digest& digest) = 0;
+};
+
+}  // namespace lazyblob::contentstore

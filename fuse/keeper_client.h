@@ -1,0 +1,48 @@
+#pragma once
+
+// lazyblobd's side of the keeper: a SOCK_SEQPACKET socket it inherits. docs/KEEPER_PROTOCOL.md fixes the messages.
+// Thread-safe; calls are matched to answers by number, several may be outstanding.
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/file.h"
+#include "fuse/mounter.h"
+#include "fuse/server.h"
+
+namespace lazyblob::fuse {
+
+class KeeperClient final : public Mounter {
+ public:
+  // `socket` is the inherited descriptor.
+  static absl::StatusOr<std::unique_ptr<KeeperClient>> Connect(base::UniqueFd socket);
+  ~KeeperClient() override;
+
+  // A duplicate of the connection's /dev/fuse descriptor and, when this is not the first daemon on it, the exchange.
+  struct Connection {
+    base::UniqueFd device;
+    bool taken_over = false;
+    InitExchange init;
+  };
+  absl::StatusOr<Connection> TakeConnection();
+  absl::Status SaveInit(const InitExchange& init);
+  // The keeper calls back when the predecessor has been reaped: time for FuseServer::Resend.
+  void OnPredecessorReaped(std::function<void()> callback);
+  // The daemon ends for good: the keeper unmounts everything it mounted and ends too once the socket closes.
+  absl::Status Shutdown();
+  // Paths of what the keeper holds mounted now, in order of mounting.
+  absl::StatusOr<std::vector<std::string>> Mounted();
+
+  absl::Status MountLayer(const LayerMountRequest& request) override;
+  absl::Status MountOverlay(const OverlayRequest& request) override;
+  absl::Status Unmount(const std::string& target, bool lazy) override;
+  absl::StatusOr<ProbeResult> Probe(const std::string& state_root) override;
+
+ private:
+  class Impl;
+  explicit KeeperClient(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lazyblob::fuse

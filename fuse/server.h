@@ -1,0 +1,76 @@
+#pragma once
+
+// The one FUSE file system of the daemon: `/blobs/<layer digest>` (data areas, opened direct, infinite timeouts) and
+// `/trees/<layer digest>/…` (the fallback trees, buffered). One libfuse low-level session on a /dev/fuse descriptor
+// that the keeper owns. Node ids, directory cookies and file handles are functions of layer ids and indexes, so a
+// successor can take the connection over (design §2).
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "contentstore/content_store.h"
+
+namespace lazyblob::fuse {
+
+// The FUSE_INIT exchange, kept by the keeper over the life of the connection. Opaque bytes, at most 4 KiB each.
+struct InitExchange {
+  std::string request;
+  std::string answer;
+};
+
+struct ServerOptions {
+  base::UniqueFd device;              // /dev/fuse, or one end of a socketpair in tests
+  std::string replay_request;         // empty: a new connection; else the recorded INIT exchange of the old one
+  std::string replay_answer;
+  // Called once on a new connection, before INIT is answered: the exchange must be safe when it returns.
+  std::function<absl::Status(const InitExchange&)> on_init;
+  int threads = 4;
+  absl::Duration read_deadline = absl::Seconds(60);  // total, over the kernel's 2-3 tries of one read()
+  // Whether process `pid` has SIGKILL pending; default reads /proc/PID/status only (design rule 5).
+  std::function<bool(uint32_t pid)> kill_pending;
+  const base::Clock* clock = &base::SystemClock();
+};
+
+// Start, then Stop once. Thread-safe.
+class FuseServer {
+ public:
+  FuseServer(contentstore::ContentStore* store, ServerOptions options);
+  ~FuseServer();
+  FuseServer(const FuseServer&) = delete;
+
+  // Serves until Stop or until the connection ends. With a replay: FailedPrecondition when libfuse would negotiate
+  // differently now; then FUSE_NOTIFY_RESEND is written so that unanswered requests come again.
+  absl::Status Start();
+  // Stops reading requests; outstanding ones stay unanswered for the successor. The connection lives on in the keeper.
+  void Stop();
+  // Asks for unanswered requests again (the keeper says when the predecessor has been reaped).
+  absl::Status Resend();
+
+  // Ends all outstanding reads of the layer with EIO; new ones fail too until Allow (a mount that goes away).
+  void FailLayer(const base::Digest& layer);
+  void AllowLayer(const base::Digest& layer);
+  // Open handles on the layer's blob or tree (OPEN without RELEASE, as far as this process has seen).
+  uint64_t open_handles(const base::Digest& layer) const;
+
+  struct Counters {
+    uint64_t reads = 0;
+    uint64_t hits = 0;         // answered without waiting
+    uint64_t failed_reads = 0;
+    uint64_t outstanding = 0;  // reads that wait for bytes now
+  };
+  Counters counters() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lazyblob::fuse

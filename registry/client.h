@@ -1,0 +1,131 @@
+#pragma once
+
+// An OCI distribution client (distribution-spec 1.1, Docker token authentication) over libcurl.
+// Calls block the calling thread; a Client is thread-safe and is meant to be one per process: it shares
+// connections, tokens, redirect targets and the per-host Retry-After gate between all callers.
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "base/cancel.h"
+#include "base/clock.h"
+#include "oci/descriptor.h"
+#include "oci/reference.h"
+#include "registry/credentials.h"
+
+namespace lazyblob::registry {
+
+// What travels with each call: who asks, how long it may take, what it cost.
+struct CallContext {
+  // Total time for the call including retries; monotonic, as Clock::Monotonic().
+  absl::Duration deadline = absl::InfiniteDuration();
+  // May be null. Cancelling ends the call with kCancelled within milliseconds.
+  std::shared_ptr<base::CancelToken> cancel;
+  // Credentials of the living requester; null: the client's own provider.
+  std::shared_ptr<const CredentialsProvider> credentials;
+  // Body bytes received are added here as they arrive, those of failed attempts included. May be null.
+  std::atomic<uint64_t>* bytes_received = nullptr;
+};
+
+// Half-open range of blob bytes.
+struct ByteRange {
+  uint64_t offset = 0;
+  uint64_t length = 0;
+};
+
+// Receives body bytes in order, on the calling thread. An error ends the call with that error.
+using BodySink = absl::FunctionRef<absl::Status(absl::Span<const uint8_t>)>;
+
+struct FetchedManifest {
+  std::string raw;           // verified against `descriptor.digest`
+  std::string content_type;  // without parameters
+  oci::Descriptor descriptor;
+};
+
+struct Mirror {
+  std::string host;  // "host[:port]"
+  bool plain_http = false;
+};
+
+struct ClientOptions {
+  bool plain_http = false;  // http for every host; else only for loopback hosts given as such in plain_http_hosts
+  std::vector<std::string> plain_http_hosts;
+  std::string ca_file;  // PEM bundle in addition to the system's; empty: none
+  // Tried in order before the host itself, for pulls only; asked with ?ns=<host>.
+  std::map<std::string, std::vector<Mirror>> mirrors;
+  std::shared_ptr<const CredentialsProvider> credentials;  // null: anonymous
+  absl::Duration connect_timeout = absl::Seconds(10);
+  absl::Duration stall_timeout = absl::Seconds(20);  // no byte for this long: the attempt fails and is retried
+  int max_attempts = 6;
+  absl::Duration first_backoff = absl::Milliseconds(50);  // doubled per attempt up to 5 s, with jitter
+  int max_connections_per_host = 16;
+  // https→http redirects, link-local targets and token realms on loopback or private literals are refused unless the
+  // registry itself is such a host or this is set.
+  bool allow_private_redirects = false;
+  const base::Clock* clock = &base::SystemClock();
+  std::string user_agent = "lazyblob/0.1";
+};
+
+// Errors, besides kCancelled and kDeadlineExceeded: NotFound (unknown repository, manifest or blob),
+// Unauthenticated/PermissionDenied (no or not enough credentials), DataLoss (bytes that do not match what was asked:
+// digest, size, Content-Range), Unavailable (host unreachable or failing after all retries), InvalidArgument.
+// Every message names method, host, repository and digest or tag; none holds a credential or a URL query.
+class Client {
+ public:
+  explicit Client(ClientOptions options);
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // GET of a manifest by digest, else by tag. The digest of a tagged one is computed over the bytes received and
+  // compared with Docker-Content-Digest where that is sent.
+  absl::StatusOr<FetchedManifest> GetManifest(const oci::Reference& reference, const CallContext& context);
+
+  // HEAD of a manifest; falls back to GET where a registry does not answer HEAD properly.
+  absl::StatusOr<oci::Descriptor> HeadManifest(const oci::Reference& reference, const CallContext& context);
+
+  // Streams bytes [range.offset, +range.length) of a blob into `sink`: exactly that many on success, resuming after
+  // broken connections from where it was. 206 must carry the Content-Range that was asked for; a 200 is streamed once
+  // and cut; a range covering the whole blob is asked for without Range. Not verified by digest: that is the
+  // caller's, who knows the chunks. `blob.size` bounds everything.
+  absl::Status ReadBlob(const oci::Reference& repository, const oci::Descriptor& blob, ByteRange range,
+                        BodySink sink, const CallContext& context);
+
+  // A whole small blob (config, index artifact), verified by digest; at most `max_bytes`.
+  absl::StatusOr<std::string> GetSmallBlob(const oci::Reference& repository, const oci::Descriptor& blob,
+                                           uint64_t max_bytes, const CallContext& context);
+
+  // HEAD of a blob: its size, NotFound if absent.
+  absl::StatusOr<uint64_t> HeadBlob(const oci::Reference& repository, const base::Digest& digest,
+                                    const CallContext& context);
+
+  // Manifests whose subject is `subject` (Referrers API, or the tag "<alg>-<hex>" where there is none), optionally
+  // only those of one artifact type. Empty when there are none.
+  absl::StatusOr<std::vector<oci::Descriptor>> Referrers(const oci::Reference& repository,
+                                                         const base::Digest& subject,
+                                                         absl::string_view artifact_type,
+                                                         const CallContext& context);
+
+  // How fast this host answered lately, for sizing ranges: bytes per second and round trip, zero if unknown.
+  struct LinkEstimate {
+    double bytes_per_second = 0;
+    absl::Duration round_trip = absl::ZeroDuration();
+  };
+  LinkEstimate EstimateLink(const oci::Reference& repository) const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lazyblob::registry
