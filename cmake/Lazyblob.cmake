@@ -19,7 +19,7 @@ option(LAZYBLOB_FUZZ "build the libFuzzer targets (clang)" OFF)
 option(LAZYBLOB_BENCH "build the benchmarks" OFF)
 
 add_library(lazyblob_options INTERFACE)
-target_include_directories(lazyblob_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/gen)
+target_include_directories(lazyblob_options INTERFACE ${PROJECT_SOURCE_DIR})
 target_compile_options(lazyblob_options INTERFACE
   -Wall -Wextra -Wconversion -Wno-sign-conversion -Wnon-virtual-dtor -Werror -fstack-protector-strong)
 target_compile_definitions(lazyblob_options INTERFACE _FILE_OFFSET_BITS=64)
