@@ -1,0 +1,126 @@
+#include "daemon/image_resolver.h"
+
+#include <optional>
+#include <utility>
+#include <variant>
+
+#include "absl/functional/function_ref.h"
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "oci/layout.h"
+
+namespace lazyblob::daemon {
+namespace {
+
+// Fetches a manifest or index by descriptor.
+using FetchManifest = absl::FunctionRef<absl::StatusOr<registry::FetchedManifest>(const oci::Descriptor&)>;
+// Fetches a verified small blob.
+using FetchBlob = absl::FunctionRef<absl::StatusOr<std::string>(const oci::Descriptor&)>;
+
+struct FoundManifest {
+  base::Digest digest;
+  oci::Manifest manifest;
+};
+
+// An index may point to another index, as BuildKit writes them; deeper nesting is nobody's honest image.
+constexpr int kMaxIndexDepth = 4;
+
+absl::StatusOr<FoundManifest> FindManifest(registry::FetchedManifest document, const oci::Platform& platform,
+                                           FetchManifest fetch) {
+  for (int depth = 0; depth < kMaxIndexDepth; ++depth) {
+    ASSIGN_OR_RETURN(auto parsed, oci::ParseManifestOrIndex(document.raw, document.descriptor.digest,
+                                                            document.content_type));
+    if (auto* manifest = std::get_if<oci::Manifest>(&parsed)) {
+      return FoundManifest{document.descriptor.digest, std::move(*manifest)};
+    }
+    ASSIGN_OR_RETURN(oci::Descriptor chosen, oci::SelectPlatform(std::get<oci::Index>(parsed), platform));
+    ASSIGN_OR_RETURN(document, fetch(chosen));
+  }
+  return absl::InvalidArgumentError("index within index within index: not an image");
+}
+
+absl::Status CheckMediaTypes(const oci::Manifest& manifest) {
+  for (const oci::Descriptor& layer : manifest.layers) {
+    if (oci::LayerCompression(layer.media_type).has_value()) continue;
+    return absl::InvalidArgumentError(absl::StrCat("layer ", layer.digest.ToString(), ": media type \"",
+                                                   base::Printable(layer.media_type),
+                                                   "\" is not a file system layer; only images can be mounted"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<ResolvedImage> Resolve(registry::FetchedManifest document, const oci::Platform& platform,
+                                      FetchManifest fetch_manifest, FetchBlob fetch_blob) {
+  ASSIGN_OR_RETURN(FoundManifest found, FindManifest(std::move(document), platform, fetch_manifest));
+  if (found.manifest.config.size > oci::kMaxConfigBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("config of ", found.manifest.config.size, " bytes is too large"));
+  }
+  // Told before the config is fetched: an artifact's config is not an image's.
+  RETURN_IF_ERROR(CheckMediaTypes(found.manifest));
+  ASSIGN_OR_RETURN(std::string raw, fetch_blob(found.manifest.config));
+  ASSIGN_OR_RETURN(oci::ImageConfig config, oci::ParseImageConfig(raw, found.manifest.config.digest));
+  if (config.diff_ids.size() != found.manifest.layers.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("config lists ", config.diff_ids.size(), " diff_ids for ",
+                                                   found.manifest.layers.size(),
+                                                   " layers: the image is damaged, build it again"));
+  }
+  ResolvedImage image;
+  image.manifest_digest = found.digest;
+  image.layers = std::move(found.manifest.layers);
+  image.diff_ids = std::move(config.diff_ids);
+  return image;
+}
+
+absl::StatusOr<ResolvedImage> ResolveFromRegistry(registry::Client* client, const oci::Reference& reference,
+                                                  const oci::Platform& platform,
+                                                  const registry::CallContext& context) {
+  ASSIGN_OR_RETURN(registry::FetchedManifest document, client->GetManifest(reference, context));
+  auto fetch_manifest = [&](const oci::Descriptor& descriptor) -> absl::StatusOr<registry::FetchedManifest> {
+    oci::Reference by_digest = reference;
+    by_digest.tag.reset();
+    by_digest.digest = descriptor.digest;
+    return client->GetManifest(by_digest, context);
+  };
+  auto fetch_blob = [&](const oci::Descriptor& descriptor) {
+    return client->GetSmallBlob(reference, descriptor, oci::kMaxConfigBytes, context);
+  };
+  ASSIGN_OR_RETURN(ResolvedImage image, Resolve(std::move(document), platform, fetch_manifest, fetch_blob));
+  image.sources.push_back(contentstore::MakeRegistrySource(client, reference));
+  return image;
+}
+
+absl::StatusOr<ResolvedImage> ResolveFromLayout(const oci::LayoutReference& reference,
+                                                const oci::Platform& platform) {
+  ASSIGN_OR_RETURN(oci::Layout layout, oci::Layout::Open(reference.directory));
+  auto fetch_manifest = [&](const oci::Descriptor& descriptor) -> absl::StatusOr<registry::FetchedManifest> {
+    registry::FetchedManifest document;
+    document.descriptor = descriptor;
+    document.content_type = descriptor.media_type;
+    ASSIGN_OR_RETURN(document.raw, layout.ReadBlob(descriptor.digest, oci::kMaxManifestBytes));
+    return document;
+  };
+  auto fetch_blob = [&](const oci::Descriptor& descriptor) {
+    return layout.ReadBlob(descriptor.digest, oci::kMaxConfigBytes);
+  };
+  ASSIGN_OR_RETURN(oci::Descriptor top, layout.Resolve(reference.tag));
+  ASSIGN_OR_RETURN(registry::FetchedManifest document, fetch_manifest(top));
+  ASSIGN_OR_RETURN(ResolvedImage image, Resolve(std::move(document), platform, fetch_manifest, fetch_blob));
+  image.sources.push_back(contentstore::MakeLayoutSource(reference.directory));
+  return image;
+}
+
+}  // namespace
+
+absl::StatusOr<ResolvedImage> ResolveImage(registry::Client* client, const oci::ImageReference& reference,
+                                           const oci::Platform& platform, const registry::CallContext& context) {
+  std::string text = oci::ToString(reference);
+  absl::StatusOr<ResolvedImage> image =
+      std::holds_alternative<oci::Reference>(reference)
+          ? ResolveFromRegistry(client, std::get<oci::Reference>(reference), platform, context)
+          : ResolveFromLayout(std::get<oci::LayoutReference>(reference), platform);
+  if (!image.ok()) return base::Annotate(image.status(), base::Printable(text));
+  image->reference = std::move(text);
+  return image;
+}
+
+}  // namespace lazyblob::daemon
