@@ -52,6 +52,9 @@ struct LayerInfo {
   base::Digest diff_id;    // of the uncompressed tar; empty when not known (TOC formats)
   uint64_t data_size = 0;  // of the data area, a multiple of kDataAlignment; parts that no chunk covers are zeros
   uint64_t inode_count = 0;
+  // False: a chunk costs decoding more of the blob than is sensible (a zstd layer of one big frame), so the layer
+  // should be streamed whole; Decode() of its chunks is right, but slow, and their blob ranges overlap.
+  bool random_access = true;
   bool has_whiteouts = false;                     // whiteouts or opaque directories
   std::vector<std::string> implied_directories;   // without entries of their own; "" is the root. Sorted
 };
