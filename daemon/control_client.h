@@ -1,0 +1,34 @@
+#pragma once
+
+// The command line's side of the Control API: finds the daemon of a state root, or starts one for the occasion.
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "proto/control.pb.h"
+
+namespace lazyblob::daemon {
+
+// One thread at a time, except Cancel.
+class ControlClient {
+ public:
+  virtual ~ControlClient() = default;
+
+  // Connects to the daemon that serves `root`; Unavailable when there is none.
+  static absl::StatusOr<std::unique_ptr<ControlClient>> Connect(const std::string& root);
+  // Connects, or starts `lazyblobd --standalone --root root` (the program beside this one) and connects to that.
+  static absl::StatusOr<std::unique_ptr<ControlClient>> ConnectOrStart(const std::string& root);
+
+  using OnProgress = absl::FunctionRef<void(const control::v1::MountEvent::LayerProgress&)>;
+  virtual absl::StatusOr<control::v1::MountStatus> Mount(const control::v1::MountRequest& request,
+                                                         OnProgress progress) = 0;
+  virtual absl::StatusOr<control::v1::MountStatus> Index(const control::v1::IndexRequest& request,
+                                                         OnProgress progress) = 0;
+  virtual absl::Status Unmount(const std::string& directory) = 0;
+  virtual absl::StatusOr<control::v1::StatusResponse> Status(const std::string& target) = 0;
+};
+
+}  // namespace lazyblob::daemon

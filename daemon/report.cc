@@ -1,0 +1,108 @@
+#include "daemon/report.h"
+
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace lazyblob::daemon {
+namespace {
+
+namespace api = ::lazyblob::control::v1;
+using nlohmann::json;
+
+std::string Megabytes(uint64_t bytes) { return absl::StrFormat("%.1f MB", static_cast<double>(bytes) / 1e6); }
+
+json LayerToJson(const api::LayerStatus& layer) {
+  json causes = json::object();
+  for (const auto& [cause, bytes] : layer.fetched_by_cause()) causes[cause] = bytes;
+  return {{"digest", layer.digest()},
+          {"format", layer.format()},
+          {"mode", layer.mode()},
+          {"size", layer.size()},
+          {"fetched_bytes", layer.fetched_bytes()},
+          {"fetched_by_cause", std::move(causes)},
+          {"served_bytes", layer.served_bytes()},
+          {"data_size", layer.data_size()},
+          {"cached_bytes", layer.cached_bytes()},
+          {"lazy", layer.lazy()},
+          {"reason", layer.reason()},
+          {"source", layer.source()},
+          {"last_error", layer.last_error()}};
+}
+
+}  // namespace
+
+json ToJson(const api::MountStatus& mount) {
+  json layers = json::array();
+  for (const auto& layer : mount.layers()) layers.push_back(LayerToJson(layer));
+  return {{"reference", mount.reference()},
+          {"manifest_digest", mount.manifest_digest()},
+          {"directory", mount.directory()},
+          {"mode", mount.mode()},
+          {"mode_reason", mount.mode_reason()},
+          {"layers", std::move(layers)}};
+}
+
+json ToJson(const api::StatusResponse& status) {
+  json mounts = json::array();
+  json layers = json::array();
+  std::set<std::string> seen;
+  for (const auto& mount : status.mounts()) {
+    mounts.push_back(ToJson(mount));
+    for (const auto& layer : mount.layers()) {
+      if (seen.insert(layer.digest()).second) layers.push_back(LayerToJson(layer));
+    }
+  }
+  return {{"mounts", std::move(mounts)}, {"layers", std::move(layers)}};
+}
+
+void PrintMount(const api::MountStatus& mount, std::ostream& out) {
+  out << mount.reference() << "\n";
+  if (!mount.directory().empty()) out << "  at " << mount.directory() << ", mode " << mount.mode() << "\n";
+  for (const auto& layer : mount.layers()) {
+    out << absl::StrFormat("  %s  %-12s %10s  fetched %10s  served %10s  %s\n", layer.digest().substr(0, 19),
+                           layer.format(), Megabytes(layer.size()), Megabytes(layer.fetched_bytes()),
+                           Megabytes(layer.served_bytes()),
+                           layer.lazy() ? "lazy" : layer.reason().empty() ? "complete" : layer.reason());
+    if (!layer.last_error().empty()) out << "    last error: " << layer.last_error() << "\n";
+  }
+}
+
+ProgressPrinter::Style ProgressPrinter::ParseStyle(absl::string_view text, bool terminal) {
+  if (text == "plain") return Style::kPlain;
+  if (text == "json") return Style::kJson;
+  if (text == "none") return Style::kNone;
+  return terminal ? Style::kTerminal : Style::kNone;
+}
+
+void ProgressPrinter::Update(const api::MountEvent::LayerProgress& progress) {
+  auto& [received, size] = layers_[progress.digest()];
+  const bool complete = progress.received() >= progress.size() && received < progress.size();
+  received = progress.received();
+  size = progress.size();
+  if (style_ == Style::kJson) {
+    out_ << json{{"digest", progress.digest()}, {"received", received}, {"size", size}}.dump() << "\n" << std::flush;
+  } else if (style_ == Style::kPlain && complete) {
+    out_ << progress.digest().substr(0, 19) << " " << Megabytes(size) << " received\n" << std::flush;
+  } else if (style_ == Style::kTerminal) {
+    uint64_t total = 0;
+    uint64_t have = 0;
+    size_t done = 0;
+    for (const auto& [digest, layer] : layers_) {
+      have += layer.first;
+      total += layer.second;
+      done += layer.first >= layer.second ? 1 : 0;
+    }
+    out_ << "\r\033[K" << Megabytes(have) << " of " << Megabytes(total) << ", " << done << " of " << layers_.size()
+         << " layers" << std::flush;
+    drawn_ = true;
+  }
+}
+
+void ProgressPrinter::Finish() {
+  if (drawn_) out_ << "\r\033[K" << std::flush;
+  drawn_ = false;
+}
+
+}  // namespace lazyblob::daemon

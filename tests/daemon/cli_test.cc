@@ -1,0 +1,64 @@
+#include "daemon/cli.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <sstream>
+#include <vector>
+
+#include "tests/support/temp_dir.h"
+
+namespace lazyblob::daemon {
+namespace {
+
+struct Result {
+  int code;
+  std::string out;
+  std::string err;
+};
+
+Result Run(std::vector<const char*> arguments) {
+  std::ostringstream out;
+  std::ostringstream err;
+  arguments.insert(arguments.begin(), "lazyblob");
+  int code = RunCli(static_cast<int>(arguments.size()), arguments.data(), {out, err, false});
+  return {code, out.str(), err.str()};
+}
+
+TEST(CliTest, HelpNamesEveryCommand) {
+  Result result = Run({"--help"});
+  EXPECT_EQ(result.code, 0);
+  for (const char* command : {"mount", "umount", "status", "index"}) {
+    EXPECT_NE(result.out.find(command), std::string::npos) << command;
+  }
+}
+
+TEST(CliTest, WrongUseIsAnError) {
+  EXPECT_NE(Run({}).code, 0);
+  EXPECT_NE(Run({"mount"}).code, 0);
+  EXPECT_NE(Run({"mount", "ref", "/mnt", "--mode", "magic"}).code, 0);
+  EXPECT_NE(Run({"unknown"}).code, 0);
+}
+
+TEST(CliTest, StatusWithoutADaemonIsNothingMounted) {
+  support::TempDir directory;
+  Result result = Run({"status", "--json", "--root", directory.path().c_str()});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.out.find("\"mounts\": []"), std::string::npos) << result.out;
+}
+
+TEST(CliTest, ErrorsAreOneLine) {
+  support::TempDir directory;
+  for (std::vector<const char*> arguments :
+       {std::vector<const char*>{"umount", "/", "--root", directory.path().c_str()},
+        std::vector<const char*>{"status", "/", "--root", directory.path().c_str()},
+        std::vector<const char*>{"mount", "localhost:1/a", "/no/such/dir", "--root", directory.path().c_str()}}) {
+    Result result = Run(arguments);
+    EXPECT_NE(result.code, 0);
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    EXPECT_EQ(result.err.rfind("lazyblob: ", 0), 0u) << result.err;
+  }
+}
+
+}  // namespace
+}  // namespace lazyblob::daemon
