@@ -3,6 +3,7 @@
 // Reading OCI image layouts (image-layout.md). A Layout is immutable after Open and thread-safe; files are opened
 // below the layout's directory only, by digest.
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
