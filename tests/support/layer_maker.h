@@ -43,11 +43,11 @@ Layer MakeLayerOf(std::string tar, std::string blob, oci::Compression compressio
 struct ImageOptions {
   bool docker = false;  // Docker's media types instead of OCI's
   oci::Platform platform = {"linux", "amd64", "", ""};
-  std::map<std::string, std::string> annotations;
+  std::map<std::string, std::string> annotations = {};
   std::vector<std::string> environment = {"PATH=/usr/bin:/bin"};
   std::vector<std::string> command = {"/bin/sh"};
-  std::optional<oci::Descriptor> subject;
-  std::string artifact_type;
+  std::optional<oci::Descriptor> subject = {};
+  std::string artifact_type = {};
 };
 
 struct Image {

@@ -11,6 +11,7 @@ namespace lazyblob::support {
 namespace {
 
 constexpr size_t kBlock = 512;
+using Runs = std::vector<std::pair<uint64_t, uint64_t>>;
 using Records = std::vector<std::pair<std::string, std::string>>;
 
 // Field positions of a ustar header.
@@ -135,6 +136,16 @@ std::string StoredRuns(const TarMember& member) {
   return stored;
 }
 
+// The map ends, as GNU tar writes it, with an empty run at the end of the file when the last run stops short
+// of it.
+Runs WrittenRuns(const TarMember& member) {
+  Runs runs = member.runs;
+  if (runs.empty() || runs.back().first + runs.back().second < member.contents.size()) {
+    runs.emplace_back(member.contents.size(), 0);
+  }
+  return runs;
+}
+
 std::string OldGnuSparse(const TarMember& member) {
   const std::string stored = StoredRuns(member);
   TarMember header_fields = member;
@@ -142,12 +153,8 @@ std::string OldGnuSparse(const TarMember& member) {
   header_fields.dialect = TarDialect::kGnu;
   std::string header = TarHeader(header_fields, stored.size());
   PutNumber(header, kRealSizeAt, 12, static_cast<int64_t>(member.contents.size()), true);
-  // Ends, as GNU tar writes it, with an empty run at the end of the file when the last run stops short of it.
-  auto runs = member.runs;
-  if (runs.empty() || runs.back().first + runs.back().second < member.contents.size()) {
-    runs.emplace_back(member.contents.size(), 0);
-  }
-  const auto put = [](std::string& block, size_t at, const std::pair<uint64_t, uint64_t>& run) {
+  const Runs runs = WrittenRuns(member);
+  const auto put = [](std::string& block, size_t at, const Runs::value_type& run) {
     PutNumber(block, at, 12, static_cast<int64_t>(run.first), true);
     PutNumber(block, at + 12, 12, static_cast<int64_t>(run.second), true);
   };
@@ -178,20 +185,21 @@ std::string PaxSparse(const TarMember& member) {
   const std::string stored = StoredRuns(member);
   Records records;
   std::string map;
+  const Runs runs = WrittenRuns(member);
   TarMember inner = member;
   inner.sparse = SparseStyle::kNone;
   if (member.sparse == SparseStyle::kPax10) {
-    map = absl::StrCat(member.runs.size(), "\n");
-    for (const auto& [offset, length] : member.runs) absl::StrAppend(&map, offset, "\n", length, "\n");
+    map = absl::StrCat(runs.size(), "\n");
+    for (const auto& [offset, length] : runs) absl::StrAppend(&map, offset, "\n", length, "\n");
     PadToBlock(map);
     records = {{"GNU.sparse.major", "1"}, {"GNU.sparse.minor", "0"}, {"GNU.sparse.name", member.name}};
     records.emplace_back("GNU.sparse.realsize", absl::StrCat(member.contents.size()));
     inner.name = "GNUSparseFile.0/sparse";
   } else {
     records.emplace_back("GNU.sparse.size", absl::StrCat(member.contents.size()));
-    records.emplace_back("GNU.sparse.numblocks", absl::StrCat(member.runs.size()));
+    records.emplace_back("GNU.sparse.numblocks", absl::StrCat(runs.size()));
     std::string list;
-    for (const auto& [offset, length] : member.runs) {
+    for (const auto& [offset, length] : runs) {
       if (member.sparse == SparseStyle::kPax00) {
         records.emplace_back("GNU.sparse.offset", absl::StrCat(offset));
         records.emplace_back("GNU.sparse.numbytes", absl::StrCat(length));

@@ -23,25 +23,25 @@ enum class TarDialect {
 enum class SparseStyle { kNone, kOldGnu, kPax00, kPax01, kPax10 };
 
 struct TarMember {
-  std::string name;
+  std::string name = {};
   char type = '0';  // '0' file, '1' hard link, '2' symlink, '3' char, '4' block, '5' directory, '6' fifo
-  std::string contents;
+  std::string contents = {};
   uint32_t mode = 0644;
   uint64_t uid = 0;
   uint64_t gid = 0;
   int64_t mtime = 1'600'000'000;
   uint32_t mtime_nanoseconds = 0;
-  std::string link;
+  std::string link = {};
   uint32_t device_major = 0;
   uint32_t device_minor = 0;
-  std::vector<std::pair<std::string, std::string>> xattrs;  // as SCHILY.xattr.* (PAX only)
+  std::vector<std::pair<std::string, std::string>> xattrs = {};  // as SCHILY.xattr.* (PAX only)
   TarDialect dialect = TarDialect::kPax;
-  std::vector<std::pair<std::string, std::string>> pax_records;  // further ones, verbatim
+  std::vector<std::pair<std::string, std::string>> pax_records = {};  // further ones, verbatim
   // Sparse: `contents` is the expanded file; only these runs (offset, length) are stored.
   SparseStyle sparse = SparseStyle::kNone;
-  std::vector<std::pair<uint64_t, uint64_t>> runs;
+  std::vector<std::pair<uint64_t, uint64_t>> runs = {};
   // Lies, for hostile input: the size the header states, a wrong checksum.
-  std::optional<uint64_t> claimed_size;
+  std::optional<uint64_t> claimed_size = {};
   bool bad_checksum = false;
 };
 

@@ -33,10 +33,10 @@ using HeaderList = std::vector<std::pair<std::string, std::string>>;
 
 // Which requests; empty fields match all.
 struct RequestMatcher {
-  std::string method;
-  std::string path_contains;   // of the path as it was sent, without query
-  std::string path_regex;      // ECMAScript, found anywhere in the path
-  std::string range_contains;  // of the Range header
+  std::string method = {};
+  std::string path_contains = {};   // of the path as it was sent, without query
+  std::string path_regex = {};      // ECMAScript, found anywhere in the path
+  std::string range_contains = {};  // of the Range header
   // Of the requests that match, `skip` are let pass, then `count` are meant; -1: all. Ignored by Count().
   int skip = 0;
   int count = -1;
@@ -46,30 +46,30 @@ struct RequestMatcher {
 // alone.
 struct FaultAction {
   // Before anything is answered.
-  std::shared_ptr<Gate> gate;  // waits here
+  std::shared_ptr<Gate> gate = {};  // waits here
   absl::Duration delay = absl::ZeroDuration();
   bool drop = false;  // closes the connection without an answer
   // In place of the real answer (0: the real one), with `body`.
   int status = 0;
-  std::string body;
+  std::string body = {};
   // The head. These replace headers of the same name, in any answer; an empty value removes one.
-  HeaderList headers;
-  uint64_t huge_header_bytes = 0;            // adds a header that long
-  bool ignore_range = false;                 // 200 and the whole blob
-  std::optional<uint64_t> shift_range;       // serves, and says, a range that starts so many bytes later
-  std::optional<std::string> content_range;  // says this, whatever is sent
-  bool no_content_length = false;            // ends the body by closing
-  bool chunked = false;                      // Transfer-Encoding: chunked
-  bool claim_gzip = false;                   // Content-Encoding: gzip over bytes that are not
-  bool close_after = false;                  // Connection: close
+  HeaderList headers = {};
+  uint64_t huge_header_bytes = 0;                 // adds a header that long
+  bool ignore_range = false;                      // 200 and the whole blob
+  std::optional<uint64_t> shift_range = {};       // serves, and says, a range that starts so many bytes later
+  std::optional<std::string> content_range = {};  // says this, whatever is sent
+  bool no_content_length = false;                 // ends the body by closing
+  bool chunked = false;                           // Transfer-Encoding: chunked
+  bool claim_gzip = false;                        // Content-Encoding: gzip over bytes that are not
+  bool close_after = false;                       // Connection: close
   // The body; N counts body bytes of this answer.
   uint64_t bytes_per_second = 0;
-  std::shared_ptr<Gate> body_gate;  // waits before byte body_gate_at
+  std::shared_ptr<Gate> body_gate = {};  // waits before byte body_gate_at
   uint64_t body_gate_at = 0;
-  std::optional<uint64_t> reset_at;          // TCP reset after N bytes
-  std::optional<uint64_t> truncate_at;       // clean close after N bytes
-  std::optional<uint64_t> cut_range_to;      // an honest 206 of only the first N bytes of the range
-  std::optional<uint64_t> flip_bit_of_byte;  // of the blob or manifest: this byte arrives wrong
+  std::optional<uint64_t> reset_at = {};          // TCP reset after N bytes
+  std::optional<uint64_t> truncate_at = {};       // clean close after N bytes
+  std::optional<uint64_t> cut_range_to = {};      // an honest 206 of only the first N bytes of the range
+  std::optional<uint64_t> flip_bit_of_byte = {};  // of the blob or manifest: this byte arrives wrong
 };
 
 struct LoggedRequest {
@@ -93,12 +93,12 @@ struct AuthOptions {
   Kind kind = Kind::kNone;
   // What a token request, or a Basic one, must carry. Empty username: anonymous token requests are granted
   // pull.
-  std::string username;
-  std::string password;
-  std::string identity_token;  // accepted as refresh_token by POST, and given to no one
+  std::string username = {};
+  std::string password = {};
+  std::string identity_token = {};  // accepted as refresh_token by POST, and given to no one
   absl::Duration token_ttl = absl::Minutes(5);
   bool state_expires_in = true;  // else clients have to assume 60 s
-  std::string realm;             // replaces the own token URL in challenges
+  std::string realm = {};        // replaces the own token URL in challenges
   std::string service = "test-registry";
 };
 
@@ -114,8 +114,8 @@ struct TestRegistryOptions {
   std::string address = "127.0.0.1";
   std::string cdn_address = "127.0.0.2";  // another host to a client
   bool referrers_api = true;
-  AuthOptions auth;
-  CdnOptions cdn;
+  AuthOptions auth = {};
+  CdnOptions cdn = {};
 };
 
 class TestRegistry {
