@@ -135,6 +135,8 @@ bool HttpConnection::ReadRequest(HttpRequest* request) {
   *request = HttpRequest();
   size_t end = 0;
   while ((end = buffer_.find("\r\n\r\n")) == std::string::npos) {
+    // A TLS hello is no request: clients that try TLS first are told at once.
+    if (!buffer_.empty() && !absl::ascii_isupper(static_cast<unsigned char>(buffer_[0]))) return false;
     if (buffer_.size() > kMaxHead || !Fill()) return false;
   }
   if (!ParseHead(absl::string_view(buffer_).substr(0, end), request)) return false;
