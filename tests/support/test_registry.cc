@@ -11,6 +11,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "tests/support/internal/answer.h"
+#include "tests/support/internal/control.h"
 #include "tests/support/internal/fault_rules.h"
 #include "tests/support/internal/http.h"
 #include "tests/support/internal/registry_auth.h"
@@ -54,8 +55,10 @@ struct LogEntry {
 
 class TestRegistry::Impl {
  public:
-  explicit Impl(const TestRegistryOptions& options)
-      : listener_(options.address, options.port, false, &next_connection_,
+  Impl(TestRegistry* registry, const TestRegistryOptions& options)
+      : control_(registry),
+        control_enabled_(options.control),
+        listener_(options.address, options.port, false, &next_connection_,
                   [this](HttpConnection& connection) { Serve(connection); }),
         cdn_listener_(options.cdn_address, 0, true, &next_connection_,
                       [this](HttpConnection& connection) { Serve(connection); }),
@@ -70,6 +73,7 @@ class TestRegistry::Impl {
 
   ~Impl() {
     rules_.OpenGates();
+    control_.OpenGates();
     listener_.BreakConnections();
     cdn_listener_.BreakConnections();
     listener_.Stop();
@@ -95,6 +99,8 @@ class TestRegistry::Impl {
   internal::RegistryContents contents_;
   internal::RegistryAuth auth_;
   internal::FaultRules rules_;
+  internal::Control control_;
+  const bool control_enabled_;
   std::atomic<uint64_t> next_connection_{0};
 
   mutable absl::Mutex mutex_;
@@ -134,6 +140,10 @@ void TestRegistry::Impl::Serve(HttpConnection& connection) {
   HttpRequest request;
   bool keep_alive = true;
   while (keep_alive && connection.ReadRequest(&request)) {
+    if (control_enabled_ && internal::Control::IsFor(request)) {
+      keep_alive = SendAnswer(connection, request, {}, control_.Handle(request), [](uint64_t) {}).keep_alive;
+      continue;
+    }
     const size_t number = StartLog(connection, request);
     const FaultAction fault = rules_.Take(request).value_or(FaultAction());
     if (fault.gate != nullptr) fault.gate->Pass();
@@ -275,7 +285,7 @@ Answer TestRegistry::Impl::AnswerCdn(const HttpRequest& request) {
   return answer;
 }
 
-TestRegistry::TestRegistry(TestRegistryOptions options) : impl_(std::make_unique<Impl>(options)) {}
+TestRegistry::TestRegistry(TestRegistryOptions options) : impl_(std::make_unique<Impl>(this, options)) {}
 TestRegistry::~TestRegistry() = default;
 
 std::string TestRegistry::host() const { return impl_->host_; }

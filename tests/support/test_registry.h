@@ -114,6 +114,7 @@ struct TestRegistryOptions {
   std::string address = "127.0.0.1";
   std::string cdn_address = "127.0.0.2";  // another host to a client
   bool referrers_api = true;
+  bool control = false;  // obeys requests below /_test/ (tests/support/internal/control.h)
   AuthOptions auth = {};
   CdnOptions cdn = {};
 };

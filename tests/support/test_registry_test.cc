@@ -387,6 +387,47 @@ TEST_F(TestRegistryTest, ConnectionsAreCountedAndBroken) {
   EXPECT_EQ(registry_.Log().size(), 1U);
 }
 
+TEST_F(TestRegistryTest, ObeysRemoteControl) {
+  TestRegistryOptions options;
+  options.control = true;
+  TestRegistry registry(options);
+  const std::string path = "/v2/a/blobs/" + registry.PutBlob("a", "0123456789").ToString();
+  RawClient client(registry.host());
+  const auto post = [&](const std::string& what, const std::string& body) {
+    return client.Do("POST", "/_test/" + what, {}, body).status;
+  };
+  EXPECT_EQ(
+      post("faults", R"([{"path_contains":"/blobs/","count":1,"status":503,"headers":{"Retry-After":"1"}},
+                               {"method":"GET","count":1,"flip_bit_of_byte":4,"delay_ms":1}])"),
+      200);
+  EXPECT_EQ(client.Get(path).Header("Retry-After"), "1");
+  EXPECT_EQ(client.Get(path).body, "0123556789");
+  EXPECT_EQ(client.Get(path).body, "0123456789");
+  EXPECT_EQ(post("faults", R"({"statsu":503})"), 400);
+  EXPECT_EQ(post("faults", R"({"status":"503"})"), 400);
+  EXPECT_EQ(post("nothing", "{}"), 404);
+  const auto log = nlohmann::json::parse(client.Get("/_test/log").body);
+  ASSERT_EQ(log.size(), 3U);
+  EXPECT_EQ(log[0]["status"], 503);
+  EXPECT_EQ(log[2]["body_bytes"], 10);
+  EXPECT_EQ(nlohmann::json::parse(client.Get("/_test/stats").body)["requests"], 3);
+  EXPECT_EQ(client.Do("DELETE", "/_test/log").status, 200);
+  EXPECT_EQ(client.Get("/_test/log").body, "[]\n");
+  EXPECT_EQ(post("auth", R"({"kind":"bearer","token_ttl_ms":500})"), 200);
+  EXPECT_EQ(client.Get(path).status, 401);
+  EXPECT_EQ(post("auth", R"({"kind":"none"})"), 200);
+  EXPECT_EQ(post("cdn", R"({"enabled":true,"status":302})"), 200);
+  EXPECT_EQ(client.Get(path).status, 302);
+  EXPECT_EQ(post("cdn", R"({"enabled":false})"), 200);
+  EXPECT_EQ(post("faults", R"({"gate":"g"})"), 200);
+  RawClient held(registry.host());
+  held.Send("GET", path);
+  ASSERT_TRUE(registry.AwaitRequests({}, 3));
+  EXPECT_EQ(post("gates/g/open", ""), 200);
+  EXPECT_EQ(held.Receive().status, 200);
+  EXPECT_EQ(nlohmann::json::parse(client.Get("/_test/gates/g").body)["arrived"], 1);
+}
+
 TEST_F(TestRegistryTest, ServesALayoutToSkopeo) {
   TempDir dir;
   const Image image = MakeImage({MakeLayer(MakeTar({File("f", "x")}), oci::Compression::kGzip)});
