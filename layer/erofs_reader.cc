@@ -289,7 +289,7 @@ absl::StatusOr<std::vector<Extent>> ErofsImage::MapFile(uint64_t nid, uint64_t o
     if (index.block == kErofsNullBlock) continue;
     if (index.device != 1 || index.block_high != 0) return Damaged(nid, "chunk index");
     const uint64_t start = std::max(offset, chunk << bits);
-    const uint64_t stop = end - start < (uint64_t{1} << bits) ? end : std::min(end, (chunk + 1) << bits);
+    const uint64_t stop = std::min(end, (chunk + 1) << bits);
     const Extent extent{start, index.block * kErofsBlockSize + (start - (chunk << bits)), stop - start};
     if (!extents.empty() && extents.back().file_offset + extents.back().length == extent.file_offset &&
         extents.back().data_offset + extents.back().length == extent.data_offset) {
