@@ -1,9 +1,11 @@
 #pragma once
 
-// The one FUSE file system of the daemon: `/blobs/<layer digest>` (data areas, opened direct, infinite timeouts) and
-// `/trees/<layer digest>/…` (the fallback trees, buffered). One libfuse low-level session on a /dev/fuse descriptor
-// that the keeper owns. Node ids, directory cookies and file handles are functions of layer ids and indexes, so a
-// successor can take the connection over (design §2).
+// The one FUSE file system of the daemon: `/blobs/<layer>` (data areas, opened direct, infinite timeouts) and
+// `/trees/<layer>/…` (the fallback trees, buffered). <layer> is the layer's digest with '-' for ':', as
+// LayerName() makes it: `blobs/sha256-<hex>`. Both directories can be looked into, not listed; everything is
+// read-only. One libfuse low-level session on a /dev/fuse descriptor that the keeper owns. Node ids,
+// directory cookies and file handles are functions of layer ids and indexes, so a successor can take the
+// connection over. docs/FUSE.md: threads, locks, numbers, the sequence of a takeover.
 
 #include <atomic>
 #include <cstdint>
@@ -13,22 +15,28 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/digest.h"
 #include "base/file.h"
 #include "contentstore/content_store.h"
 
 namespace lazyblob::fuse {
 
-// The FUSE_INIT exchange, kept by the keeper over the life of the connection. Opaque bytes, at most 4 KiB each.
+// The FUSE_INIT exchange, kept by the keeper over the life of the connection. Opaque bytes, at most 4 KiB
+// each.
 struct InitExchange {
   std::string request;
   std::string answer;
 };
 
+// "sha256-<hex>": the name of a layer below `blobs` and `trees`.
+std::string LayerName(const base::Digest& layer);
+
 struct ServerOptions {
-  base::UniqueFd device;              // /dev/fuse, or one end of a socketpair in tests
-  std::string replay_request;         // empty: a new connection; else the recorded INIT exchange of the old one
+  base::UniqueFd device;       // /dev/fuse, or one end of a socketpair in tests
+  std::string replay_request;  // empty: a new connection; else the recorded INIT exchange of the old one
   std::string replay_answer;
   // Called once on a new connection, before INIT is answered: the exchange must be safe when it returns.
   std::function<absl::Status(const InitExchange&)> on_init;
@@ -36,6 +44,9 @@ struct ServerOptions {
   absl::Duration read_deadline = absl::Seconds(60);  // total, over the kernel's 2-3 tries of one read()
   // Whether process `pid` has SIGKILL pending; default reads /proc/PID/status only (design rule 5).
   std::function<bool(uint32_t pid)> kill_pending;
+  // Takes one line per event worth an operator's eye (failed reads: at most one per layer and second).
+  // Default: stderr.
+  std::function<void(absl::string_view line)> log;
   const base::Clock* clock = &base::SystemClock();
 };
 
@@ -46,10 +57,11 @@ class FuseServer {
   ~FuseServer();
   FuseServer(const FuseServer&) = delete;
 
-  // Serves until Stop or until the connection ends. With a replay: FailedPrecondition when libfuse would negotiate
-  // differently now; then FUSE_NOTIFY_RESEND is written so that unanswered requests come again.
+  // Serves until Stop or until the connection ends. With a replay: FailedPrecondition when libfuse would
+  // negotiate differently now; then FUSE_NOTIFY_RESEND is written so that unanswered requests come again.
   absl::Status Start();
-  // Stops reading requests; outstanding ones stay unanswered for the successor. The connection lives on in the keeper.
+  // Stops reading requests; outstanding ones stay unanswered for the successor. The connection lives on in
+  // the keeper.
   void Stop();
   // Asks for unanswered requests again (the keeper says when the predecessor has been reaped).
   absl::Status Resend();
@@ -62,7 +74,7 @@ class FuseServer {
 
   struct Counters {
     uint64_t reads = 0;
-    uint64_t hits = 0;         // answered without waiting
+    uint64_t hits = 0;  // answered without waiting
     uint64_t failed_reads = 0;
     uint64_t outstanding = 0;  // reads that wait for bytes now
   };
