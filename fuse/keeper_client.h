@@ -1,10 +1,13 @@
 #pragma once
 
-// lazyblobd's side of the keeper: a SOCK_SEQPACKET socket it inherits. docs/KEEPER_PROTOCOL.md fixes the messages.
-// Thread-safe; calls are matched to answers by number, several may be outstanding.
+// lazyblobd's side of the keeper: a SOCK_SEQPACKET socket it inherits. docs/KEEPER_PROTOCOL.md fixes the
+// messages. Thread-safe; calls are matched to answers by number, several may be outstanding.
 
+#include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "base/file.h"
@@ -19,17 +22,24 @@ class KeeperClient final : public Mounter {
   static absl::StatusOr<std::unique_ptr<KeeperClient>> Connect(base::UniqueFd socket);
   ~KeeperClient() override;
 
-  // A duplicate of the connection's /dev/fuse descriptor and, when this is not the first daemon on it, the exchange.
+  // A duplicate of the connection's /dev/fuse descriptor and, when this is not the first daemon on it, the
+  // exchange.
   struct Connection {
+    uint64_t generation = 0;  // number of daemons the keeper has started, this one included
     base::UniqueFd device;
     bool taken_over = false;
     InitExchange init;
   };
   absl::StatusOr<Connection> TakeConnection();
   absl::Status SaveInit(const InitExchange& init);
-  // The keeper calls back when the predecessor has been reaped: time for FuseServer::Resend.
+  // The keeper calls back when the predecessor has been reaped: time for FuseServer::Resend. At once if that
+  // was before this call. Callbacks run on the thread that takes the keeper's answers: no call of this class
+  // from there.
   void OnPredecessorReaped(std::function<void()> callback);
-  // The daemon ends for good: the keeper unmounts everything it mounted and ends too once the socket closes.
+  // The keeper is gone, and with it every mount's future: time to end. At most once; not by the destructor.
+  void OnKeeperGone(std::function<void()> callback);
+  // The daemon ends for good: the keeper unmounts everything it mounted (lazily where busy) while this daemon
+  // still answers reads, then answers; it ends too once this process has. Later requests are Unavailable.
   absl::Status Shutdown();
   // Paths of what the keeper holds mounted now, in order of mounting.
   absl::StatusOr<std::vector<std::string>> Mounted();

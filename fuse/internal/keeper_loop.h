@@ -1,0 +1,142 @@
+#pragma once
+
+// The keeper's one thread. It only waits in poll(2): whatever may hang in one of our file systems is done by
+// children (operations.h), whose outcomes it collects. Life of the daemon: started -> gone (reaped, or known
+// to run no more code) -> the next one is started at once; the process that could not be reaped yet is
+// announced when it is.
+
+#include <sys/types.h>
+
+#include <deque>
+#include <functional>
+#include <list>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "fuse/internal/child_process.h"
+#include "fuse/internal/keeper_protocol.h"
+#include "fuse/internal/mount_syscalls.h"
+#include "fuse/internal/operations.h"
+#include "fuse/keeper.h"
+
+namespace lazyblob::fuse::internal {
+
+class KeeperLoop {
+ public:
+  explicit KeeperLoop(const KeeperOptions& options);
+  int Run();
+
+ private:
+  // From the end of the socket to the end of the process; usually a few milliseconds. Sparing the successor a
+  // predecessor that still holds its files is worth that much, and no more.
+  static constexpr absl::Duration kReapGrace = absl::Milliseconds(250);
+  static constexpr absl::Duration kOrderlyEnd = absl::Seconds(90);
+  static constexpr absl::Duration kUnmountTime = absl::Seconds(10);  // then the connection is ended
+  static absl::Duration Now() { return base::SystemClock().Monotonic(); }
+
+  // Something for a child to do. Operations on the same target run one after the other, in the order they
+  // came.
+  struct Operation {
+    uint64_t session = 0;  // of the daemon that asked; an answer goes to no other
+    uint64_t id = 0;
+    MessageType type = MessageType::kProbe;
+    std::string target;
+    bool tree = false;  // mounts a FUSE tree
+    // Decides, when the operation's turn has come, what to run; an error is the answer.
+    std::function<absl::StatusOr<std::function<Outcome()>>()> prepare;
+    Child child;
+  };
+  struct Mount {
+    uint64_t sequence = 0;
+    std::string target;
+    uint64_t mount_id = 0;
+    bool tree = false;
+  };
+  struct Outgoing {
+    std::string packet;
+    int descriptor = -1;  // borrowed
+  };
+
+  absl::Status Start();
+  void Step();
+  int Finish();
+
+  // Life of the daemon.
+  absl::Status OpenFreshConnection();
+  absl::Status StartNextDaemon();
+  void Restart();
+  void DaemonGone(std::optional<int> wait_status);
+  void GiveUp(const std::string& why);
+  void ReapChildren();
+  void ReadSignals();
+  void CheckTimers();
+  int PollTimeoutMs() const;
+
+  // The protocol.
+  void ReadRequests();
+  void HandleRequest(const Message& message);
+  absl::Status Enqueue(const Message& message);
+  absl::Status TakeConnection(const Message& message);
+  absl::Status SaveInit(const Message& message);
+  absl::Status ListMounted(const Message& message);
+  absl::Status BeginShutdown(const Message& message);
+  absl::StatusOr<Operation> MakeOperation(const Message& message);
+  void Answer(uint64_t session, MessageType type, uint64_t id, const absl::Status& status,
+              absl::string_view result, int descriptor = -1);
+  void SendEvent(MessageType type);
+  void FlushOutgoing();
+
+  // Operations.
+  void StartOperations();
+  void FinishOperation(Operation operation);
+  void RecordOutcome(const Operation& operation, const Outcome& outcome);
+  void UndoOrphan(const Operation& operation);
+  void StartUnmountAll();
+  const Mount* FindMount(const std::string& target) const;
+
+  const KeeperOptions options_;
+  int ready_fd_;
+  base::UniqueFd signals_;
+  std::string oom_score_adj_;  // what the daemon gets back
+
+  FuseConnection connection_;
+  InitExchange init_;
+  bool connection_used_ = false;  // something was mounted over it, so INIT has been answered
+  bool init_ever_saved_ = false;
+
+  pid_t daemon_ = -1;
+  std::set<pid_t> predecessors_;  // gone, not reaped
+  base::UniqueFd socket_;
+  std::deque<Outgoing> outgoing_;
+  uint64_t session_ = 0;  // number of daemons started; 0 is nobody's
+  std::deque<absl::Duration> restarts_;
+
+  std::list<Operation> waiting_;
+  std::list<Operation> running_;
+  std::vector<Mount> mounts_;
+  uint64_t next_sequence_ = 1;
+
+  bool stopping_ = false;       // told by a signal
+  bool shutting_down_ = false;  // told by the daemon
+  bool unmounting_all_ = false;
+  bool aborted_ = false;
+  uint64_t shutdown_id_ = 0;
+  bool ended_ = false;
+  int exit_code_ = 0;
+
+  // On the monotonic clock.
+  absl::Duration next_liveness_check_ = absl::InfiniteDuration();
+  absl::Duration reap_deadline_ = absl::InfiniteDuration();     // after the socket has closed
+  absl::Duration stop_deadline_ = absl::InfiniteDuration();     // after a signal was forwarded
+  absl::Duration unmount_deadline_ = absl::InfiniteDuration();  // after Shutdown
+  absl::Duration restart_at_ = absl::InfiniteDuration();        // after a daemon could not be started
+};
+
+}  // namespace lazyblob::fuse::internal
