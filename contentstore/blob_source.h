@@ -1,7 +1,7 @@
 #pragma once
 
-// Where the bytes of a blob come from: a registry repository, an image layout, a local file. A source knows how to
-// read, not what is right: whoever reads verifies.
+// Where the bytes of a blob come from: a registry repository, an image layout, a local file. A source knows
+// how to read, not what is right: whoever reads verifies.
 
 #include <atomic>
 #include <cstdint>
@@ -24,7 +24,8 @@ class BlobSource {
   // One line that creates the same source again (see SourceFactory) and names it in status and errors:
   // "registry:localhost:5000/debian", "layout:/path", "file:/path". Holds no secrets.
   virtual std::string name() const = 0;
-  // Streams exactly `range` of `blob` into `sink`, in order, or fails; bytes before a failure may have been given.
+  // Streams exactly `range` of `blob` into `sink`, in order, or fails; bytes before a failure may have been
+  // given.
   virtual absl::Status Read(const oci::Descriptor& blob, registry::ByteRange range, registry::BodySink sink,
                             const registry::CallContext& context) = 0;
   // For sizing requests; zeros: unknown.

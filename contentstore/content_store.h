@@ -1,7 +1,7 @@
 #pragma once
 
-// Lazy blobs: layers that are known by descriptor and descriptor handlers, whose bytes are fetched, verified and
-// cached chunk by chunk when somebody reads them. docs/ARCHITECTURE.md tells the life of a layer on disk.
+// Lazy blobs: layers that are known by descriptor and descriptor handlers, whose bytes are fetched, verified
+// and cached chunk by chunk when somebody reads them. docs/ARCHITECTURE.md tells the life of a layer on disk.
 //
 // Vocabulary: a *chunk* is the unit of fetch, verification and caching; the *data area* the flat uncompressed
 // address space of a layer; *blob* offsets count the bytes the registry stores (docs/GLOSSARY.md).
@@ -35,15 +35,15 @@ absl::string_view FetchCauseName(FetchCause cause);
 // Flows down every read.
 struct FetchContext {
   FetchCause cause = FetchCause::kDemand;
-  absl::Duration deadline = absl::InfiniteDuration();  // monotonic, absolute
-  std::shared_ptr<base::CancelToken> cancel;           // may be null
+  absl::Duration deadline = absl::InfiniteDuration();                // monotonic, absolute
+  std::shared_ptr<base::CancelToken> cancel;                         // may be null
   std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's
 };
 
 // How the bytes of one descriptor can be had. Given per layer, never per chain.
 struct DescriptorHandler {
   oci::Descriptor descriptor;
-  base::Digest diff_id;  // from the image config; empty when unknown
+  base::Digest diff_id;                              // from the image config; empty when unknown
   std::vector<std::shared_ptr<BlobSource>> sources;  // tried in order
 };
 
@@ -53,12 +53,13 @@ struct MissingProvider {
   uint64_t size = 0;
   std::string wanted_by;
 };
-// The typed "provider missing" error: lists every digest at once. GetMissingProviders is empty for other errors.
+// The typed "provider missing" error: lists every digest at once. GetMissingProviders is empty for other
+// errors.
 absl::Status ProviderMissingError(const std::vector<MissingProvider>& missing);
 std::vector<MissingProvider> GetMissingProviders(const absl::Status& status);
 
-// Bytes of a data area that are verified and stay readable while the object lives: a range of the cache file, or
-// memory when the disk could not take them. Movable.
+// Bytes of a data area that are verified and stay readable while the object lives: a range of the cache file,
+// or memory when the disk could not take them. Movable.
 class PinnedRange {
  public:
   PinnedRange() = default;
@@ -86,11 +87,12 @@ class PinnedRange {
 };
 
 struct LayerStats {
-  std::array<uint64_t, kFetchCauses> fetched_bytes{};  // body bytes received, by cause; retries and TOC included
-  uint64_t served_bytes = 0;                           // data-area bytes given out by Acquire/TryAcquire
-  uint64_t cached_bytes = 0;                           // data-area bytes present
-  std::string last_source;                             // which source served last; information only
-  std::string last_error;                              // of the last failed read; empty if none
+  std::array<uint64_t, kFetchCauses>
+      fetched_bytes{};        // body bytes received, by cause; retries and TOC included
+  uint64_t served_bytes = 0;  // data-area bytes given out by Acquire/TryAcquire
+  uint64_t cached_bytes = 0;  // data-area bytes present
+  std::string last_source;    // which source served last; information only
+  std::string last_error;     // of the last failed read; empty if none
 };
 
 enum class LayerState : uint8_t {
@@ -107,7 +109,8 @@ class LazyLayer {
 
   virtual const oci::Descriptor& descriptor() const = 0;
   virtual const base::Digest& diff_id() const = 0;
-  // Small number, stable over restarts, unique below the store's root: FUSE node ids are made from it. 1 … 2^20-1.
+  // Small number, stable over restarts, unique below the store's root: FUSE node ids are made from it. 1 …
+  // 2^20-1.
   virtual uint32_t id() const = 0;
   // Where `index`, `meta.erofs`, `data` and `presence` are.
   virtual const std::string& directory() const = 0;
@@ -124,7 +127,8 @@ class LazyLayer {
   virtual std::optional<PinnedRange> TryAcquire(uint64_t offset, uint64_t length) = 0;
   // Calls `done` once, on a thread of the store or, if nothing has to be fetched, on the caller's.
   // Any number of callers cause one request per chunk. Cancelling one waiter ends only its own wait.
-  // Errors: DeadlineExceeded, Cancelled, DataLoss (bytes never right), ProviderMissing, what the last source said.
+  // Errors: DeadlineExceeded, Cancelled, DataLoss (bytes never right), ProviderMissing, what the last source
+  // said.
   virtual void Acquire(uint64_t offset, uint64_t length, FetchContext context,
                        absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done) = 0;
   // Ends all outstanding Acquires of this layer with `status` (used before its mount goes away).
@@ -141,18 +145,22 @@ struct ContentStoreOptions {
   int fetch_threads = 16;
   uint64_t min_range_bytes = 256 << 10;  // request sizes follow bandwidth × round trip between these two
   uint64_t max_range_bytes = 8 << 20;
-  uint64_t max_memory_bytes = 64 << 20;  // fetched and decoded bytes in flight
+  uint64_t max_memory_bytes = 64 << 20;             // fetched and decoded bytes in flight
   absl::Duration sync_interval = absl::Seconds(5);  // how often data and presence are made durable
   layer::BuildLimits limits;
-  SourceFactory source_factory;  // may be empty: then restored layers have no sources until a handler is added
+  SourceFactory
+      source_factory;  // may be empty: then restored layers have no sources until a handler is added
   const base::Clock* clock = &base::SystemClock();
+  // Takes what an operator should know (a full disk, a layer that cannot be lazy), one line each, on any
+  // thread. Empty: stderr.
+  std::function<void(absl::string_view)> log;
 };
 
 // Thread-safe.
 class ContentStore {
  public:
-  // Opens or creates; restores every layer whose record is on disk (no network). After an unclean stop, chunks
-  // written since the last sync are verified before they are trusted.
+  // Opens or creates; restores every layer whose record is on disk (no network). After an unclean stop,
+  // chunks written since the last sync are verified before they are trusted.
   static absl::StatusOr<std::unique_ptr<ContentStore>> Open(ContentStoreOptions options);
   virtual ~ContentStore() = default;  // waits for running fetches; syncs
 
@@ -164,14 +172,15 @@ class ContentStore {
   virtual std::vector<std::shared_ptr<LazyLayer>> Layers() = 0;
 
   // Brings a layer out of kNeedsIndex. TOC formats: a few range reads. Plain layers: streamed once; with
-  // `keep_data` the data area is written on the way and the layer is kComplete after it, else only the index is
-  // kept and the layer is kLazy. A TOC that cannot be used makes the layer plain (not_lazy_reason says why).
-  // Single flight per layer; blocks; no-op when indexed.
+  // `keep_data` the data area is written on the way and the layer is kComplete after it, else only the index
+  // is kept and the layer is kLazy. A TOC that cannot be used makes the layer plain (not_lazy_reason says
+  // why). Single flight per layer; blocks; no-op when indexed.
   virtual absl::Status EnsureIndexed(LazyLayer& layer, bool keep_data, const FetchContext& context,
                                      const Progress& progress) = 0;
   // Makes all bytes of the data area local, verified and synced: kComplete on success. Single flight; blocks.
   virtual absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) = 0;
-  // Original blob bytes, streamed from a source, failing over between them; digest-verified when the range is the whole blob.
+  // Original blob bytes, streamed from a source, failing over between them; digest-verified when the range is
+  // the whole blob.
   virtual absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
                                   const FetchContext& context) = 0;
   // Forgets a layer that nobody holds and removes its files; FailedPrecondition while it is held.

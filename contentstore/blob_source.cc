@@ -1,0 +1,88 @@
+#include "contentstore/blob_source.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/checked.h"
+#include "base/file.h"
+#include "base/status.h"
+
+namespace lazyblob::contentstore {
+namespace {
+
+constexpr uint64_t kLayoutBlockBytes = 256 << 10;
+
+class RegistrySource final : public BlobSource {
+ public:
+  RegistrySource(registry::Client* client, oci::Reference repository)
+      : client_(client), repository_(std::move(repository)) {}
+
+  std::string name() const override { return absl::StrCat("registry:", repository_.Name()); }
+  absl::Status Read(const oci::Descriptor& blob, registry::ByteRange range, registry::BodySink sink,
+                    const registry::CallContext& context) override {
+    return client_->ReadBlob(repository_, blob, range, sink, context);
+  }
+  registry::Client::LinkEstimate link() const override { return client_->EstimateLink(repository_); }
+
+ private:
+  registry::Client* const client_;
+  const oci::Reference repository_;
+};
+
+class LayoutSource final : public BlobSource {
+ public:
+  explicit LayoutSource(std::string directory) : directory_(std::move(directory)) {}
+
+  std::string name() const override { return absl::StrCat("layout:", directory_); }
+  bool local() const override { return true; }
+
+  absl::Status Read(const oci::Descriptor& blob, registry::ByteRange range, registry::BodySink sink,
+                    const registry::CallContext& context) override {
+    const std::string path = absl::StrCat(
+        directory_, "/blobs/",
+        blob.digest.algorithm() == base::DigestAlgorithm::kSha256 ? "sha256/" : "sha512/", blob.digest.hex());
+    // Non-blocking, so that a FIFO in its place cannot hang us.
+    ASSIGN_OR_RETURN(const base::UniqueFd file, base::OpenFile(path, O_RDONLY | O_NONBLOCK));
+    struct stat st{};
+    if (fstat(file.get(), &st) != 0)
+      return base::ErrnoStatus(errno, absl::StrCat("stat ", base::Printable(path)));
+    if (!S_ISREG(st.st_mode) || static_cast<uint64_t>(st.st_size) != blob.size) {
+      return absl::DataLossError(absl::StrCat(base::Printable(path), " is not a file of ", blob.size,
+                                              " bytes as its descriptor says"));
+    }
+    if (!base::RangeWithin(range.offset, range.length, blob.size)) {
+      return absl::InvalidArgumentError(absl::StrCat("range is outside ", base::Printable(path)));
+    }
+    std::vector<uint8_t> block(std::min(range.length, kLayoutBlockBytes));
+    for (uint64_t done = 0; done < range.length;) {
+      if (context.cancel != nullptr && context.cancel->cancelled()) return absl::CancelledError("cancelled");
+      const auto part = absl::MakeSpan(block).first(std::min<uint64_t>(block.size(), range.length - done));
+      RETURN_IF_ERROR(
+          base::Annotate(base::PreadFull(file.get(), range.offset + done, part), base::Printable(path)));
+      if (context.bytes_received != nullptr) context.bytes_received->fetch_add(part.size());
+      RETURN_IF_ERROR(sink(part));
+      done += part.size();
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::string directory_;
+};
+
+}  // namespace
+
+std::shared_ptr<BlobSource> MakeRegistrySource(registry::Client* client, const oci::Reference& repository) {
+  return std::make_shared<RegistrySource>(client, repository);
+}
+
+std::shared_ptr<BlobSource> MakeLayoutSource(const std::string& directory) {
+  return std::make_shared<LayoutSource>(directory);
+}
+
+}  // namespace lazyblob::contentstore

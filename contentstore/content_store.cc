@@ -1,0 +1,457 @@
+#include "contentstore/content_store.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "contentstore/internal/fetch_engine.h"
+#include "contentstore/internal/layer.h"
+#include "contentstore/internal/layer_builder.h"
+#include "contentstore/internal/shared_task.h"
+#include "contentstore/internal/unlazy.h"
+
+namespace lazyblob::contentstore {
+namespace {
+
+// Whole layers that are indexed or unlazied at the same time.
+constexpr int kLayerThreads = 8;
+// A killed predecessor may take a moment to let go of the lock.
+constexpr absl::Duration kLockPatience = absl::Seconds(10);
+constexpr int kRemoveLooks = 50;
+
+absl::StatusOr<base::UniqueFd> LockRoot(const std::string& root) {
+  ASSIGN_OR_RETURN(base::UniqueFd lock, base::OpenFile(root + "/store.lock", O_RDWR | O_CREAT));
+  const absl::Duration give_up = base::SystemClock().Monotonic() + kLockPatience;
+  while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return base::ErrnoStatus(errno, absl::StrCat("lock ", root));
+    if (base::SystemClock().Monotonic() >= give_up) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          base::Printable(root), " is in use by another process; stop it or choose another --root"));
+    }
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return lock;
+}
+
+// The directory is ours alone, whatever the umask or whoever made it.
+absl::Status CheckPrivate(const std::string& directory) {
+  struct stat st{};
+  if (lstat(directory.c_str(), &st) != 0) return base::ErrnoStatus(errno, absl::StrCat("stat ", directory));
+  if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        base::Printable(directory), " is not a directory of ours; remove it or choose another --root"));
+  }
+  if ((st.st_mode & 077) != 0 && chmod(directory.c_str(), 0700) != 0) {
+    return base::ErrnoStatus(errno, absl::StrCat("chmod ", directory));
+  }
+  return absl::OkStatus();
+}
+
+std::string DirectoryName(const base::Digest& digest) {
+  return absl::StrCat(digest.algorithm() == base::DigestAlgorithm::kSha256 ? "sha256-" : "sha512-",
+                      digest.hex());
+}
+
+class Store final : public ContentStore {
+ public:
+  explicit Store(ContentStoreOptions options)
+      : options_(std::move(options)),
+        layers_directory_(options_.root + "/layers"),
+        builder_options_{options_.limits, options_.log},
+        engine_(std::make_shared<FetchEngine>(
+            FetchEngineOptions{{options_.min_range_bytes, options_.max_range_bytes, options_.max_memory_bytes,
+                                options_.fetch_threads},
+                               options_.clock,
+                               options_.log})) {}
+  ~Store() override;
+  absl::Status Start();
+
+  absl::StatusOr<std::shared_ptr<LazyLayer>> AddHandler(const DescriptorHandler& handler) override;
+  std::shared_ptr<LazyLayer> Find(const base::Digest& digest) override;
+  std::shared_ptr<LazyLayer> FindById(uint32_t id) override;
+  std::vector<std::shared_ptr<LazyLayer>> Layers() override;
+  absl::Status EnsureIndexed(LazyLayer& layer, bool keep_data, const FetchContext& context,
+                             const Progress& progress) override;
+  absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) override;
+  absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
+                          const FetchContext& context) override;
+  absl::Status Remove(const base::Digest& digest) override;
+
+ private:
+  // The whole-layer work going on for a layer. Entries stay until the layer is removed.
+  struct LayerTasks {
+    std::shared_ptr<SharedTask> index;
+    std::shared_ptr<SharedTask> unlazy;
+    absl::Mutex build;  // held by the thread that writes below `build`; taken before all others
+  };
+
+  std::shared_ptr<Layer> FindLayer(const base::Digest& digest) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Restore() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status RestoreLayer(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::shared_ptr<Layer>> MakeLayer(const DescriptorHandler& handler)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(record_mutex_);
+  absl::StatusOr<uint32_t> TakeId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(record_mutex_);
+  absl::Status WriteRecord(const Layer& layer) ABSL_LOCKS_EXCLUDED(record_mutex_);
+  void SyncLoop() ABSL_LOCKS_EXCLUDED(mutex_);
+  void SyncAll() ABSL_LOCKS_EXCLUDED(mutex_);
+  std::vector<std::shared_ptr<Layer>> AllLayers() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  using Work = std::function<absl::Status(const std::shared_ptr<Layer>&, SharedTask&)>;
+  absl::Status RunShared(const std::shared_ptr<Layer>& layer, std::shared_ptr<SharedTask> LayerTasks::* slot,
+                         const FetchContext& context, const Progress& progress, const Work& work)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+
+  const ContentStoreOptions options_;
+  const std::string layers_directory_;
+  const LayerBuilderOptions builder_options_;
+  const std::shared_ptr<FetchEngine> engine_;  // shared with layers that outlive the store
+  base::UniqueFd lock_;
+  std::unique_ptr<base::ThreadPool> layer_threads_;
+  std::thread sync_thread_;
+
+  absl::Mutex record_mutex_
+      ABSL_ACQUIRED_BEFORE(mutex_);  // writing of records, making and removing of layers
+  uint32_t next_id_ ABSL_GUARDED_BY(record_mutex_) = 1;
+
+  absl::Mutex mutex_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::map<base::Digest, std::shared_ptr<Layer>> layers_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint32_t, std::shared_ptr<Layer>> by_id_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint32_t, std::shared_ptr<LayerTasks>> tasks_ ABSL_GUARDED_BY(mutex_);
+};
+
+absl::Status Store::Start() {
+  if (options_.fetch_threads < 1 || options_.min_range_bytes > options_.max_range_bytes) {
+    return absl::InvalidArgumentError(
+        "fetch_threads must be positive and min_range_bytes at most max_range_bytes");
+  }
+  RETURN_IF_ERROR(base::MakeDirectories(layers_directory_));
+  RETURN_IF_ERROR(CheckPrivate(options_.root));
+  RETURN_IF_ERROR(CheckPrivate(layers_directory_));
+  ASSIGN_OR_RETURN(lock_, LockRoot(options_.root));
+  RETURN_IF_ERROR(Restore());
+  engine_->Start();
+  layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kLayerThreads);
+  sync_thread_ = std::thread([this] { SyncLoop(); });
+  return absl::OkStatus();
+}
+
+Store::~Store() {
+  std::vector<std::shared_ptr<SharedTask>> tasks;
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    for (const auto& [id, of_layer] : tasks_) {
+      for (const auto& task : {of_layer->index, of_layer->unlazy}) {
+        if (task != nullptr) tasks.push_back(task);
+      }
+    }
+  }
+  for (const auto& task : tasks) task->cancel()->Cancel();
+  engine_->Stop();
+  layer_threads_.reset();
+  if (sync_thread_.joinable()) sync_thread_.join();
+  SyncAll();
+}
+
+absl::Status Store::Restore() {
+  const std::string counter = options_.root + "/next-id";
+  absl::StatusOr<std::string> text = base::ReadFile(counter, 64);
+  {
+    absl::MutexLock lock(&record_mutex_);
+    uint32_t id = 0;
+    if (text.ok() && absl::SimpleAtoi(absl::StripAsciiWhitespace(*text), &id) && id >= 1 &&
+        id <= kMaxLayerId) {
+      next_id_ = id;
+    }
+  }
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, base::ListDirectory(layers_directory_));
+  for (const std::string& name : names) {
+    const absl::Status status = RestoreLayer(name);
+    if (status.ok()) continue;
+    // A directory without a record was never promised to anybody; one with a damaged record can be had again.
+    if (!absl::IsNotFound(status) && !absl::IsDataLoss(status)) return status;
+    options_.log(absl::StrCat("removing ", base::Printable(layers_directory_ + "/" + name), ": ",
+                              base::Printable(status.message())));
+    RETURN_IF_ERROR(base::RemoveTree(layers_directory_ + "/" + name));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Store::RestoreLayer(const std::string& name) {
+  const std::string directory = layers_directory_ + "/" + name;
+  ASSIGN_OR_RETURN(const LayerRecord record, ReadLayerRecord(directory));
+  if (DirectoryName(record.descriptor.digest) != name)
+    return absl::DataLossError("layer.json is of another layer");
+  RETURN_IF_ERROR(base::RemoveTree(directory + "/build"));
+  auto layer = std::make_shared<Layer>(record, directory, engine_, options_.source_factory);
+  absl::StatusOr<std::unique_ptr<LayerBody>> body = OpenLayerBody(directory, false);
+  if (body.ok()) {
+    layer->Install(*std::move(body));
+  } else if (!absl::IsNotFound(body.status())) {
+    options_.log(absl::StrCat("the index of layer ", record.descriptor.digest.ToString(),
+                              " will be built again: ", base::Printable(body.status().message())));
+  }
+  absl::MutexLock record_lock(&record_mutex_);
+  absl::MutexLock lock(&mutex_);
+  if (by_id_.count(record.id) != 0) return absl::DataLossError(absl::StrCat("id ", record.id, " is taken"));
+  next_id_ = std::max(next_id_, record.id % kMaxLayerId + 1);
+  layers_[record.descriptor.digest] = layer;
+  by_id_[record.id] = layer;
+  return absl::OkStatus();
+}
+
+// Ids are handed out in turn, so that the kernel, which may remember a removed layer's inodes, does not meet
+// them soon.
+absl::StatusOr<uint32_t> Store::TakeId() {
+  for (uint32_t tries = 0; tries < kMaxLayerId; ++tries) {
+    const uint32_t id = next_id_;
+    next_id_ = id % kMaxLayerId + 1;
+    if (FindById(id) != nullptr) continue;
+    RETURN_IF_ERROR(base::WriteFileAtomically(options_.root + "/next-id", absl::StrCat(next_id_, "\n")));
+    return id;
+  }
+  return absl::ResourceExhaustedError("there are too many layers; remove some");
+}
+
+absl::StatusOr<std::shared_ptr<Layer>> Store::MakeLayer(const DescriptorHandler& handler) {
+  LayerRecord record;
+  record.descriptor = handler.descriptor;
+  record.diff_id = handler.diff_id;
+  for (const auto& source : handler.sources) record.sources.push_back(source->name());
+  ASSIGN_OR_RETURN(record.id, TakeId());
+  const std::string directory = layers_directory_ + "/" + DirectoryName(handler.descriptor.digest);
+  RETURN_IF_ERROR(base::RemoveTree(directory));
+  RETURN_IF_ERROR(base::MakeDirectories(directory));
+  RETURN_IF_ERROR(WriteLayerRecord(directory, record));
+  RETURN_IF_ERROR(base::SyncDirectory(layers_directory_));
+  auto layer = std::make_shared<Layer>(record, directory, engine_, options_.source_factory);
+  RETURN_IF_ERROR(layer->Merge(handler));
+  return layer;
+}
+
+absl::StatusOr<std::shared_ptr<LazyLayer>> Store::AddHandler(const DescriptorHandler& handler) {
+  if (handler.descriptor.digest.empty()) return absl::InvalidArgumentError("a layer without a digest");
+  absl::MutexLock record_lock(&record_mutex_);
+  if (const std::shared_ptr<Layer> known = FindLayer(handler.descriptor.digest)) {
+    RETURN_IF_ERROR(known->Merge(handler));
+    RETURN_IF_ERROR(WriteLayerRecord(known->directory(), known->record()));
+    return std::shared_ptr<LazyLayer>(known);
+  }
+  ASSIGN_OR_RETURN(const std::shared_ptr<Layer> layer, MakeLayer(handler));
+  absl::MutexLock lock(&mutex_);
+  layers_[handler.descriptor.digest] = layer;
+  by_id_[layer->id()] = layer;
+  return std::shared_ptr<LazyLayer>(layer);
+}
+
+absl::Status Store::WriteRecord(const Layer& layer) {
+  absl::MutexLock lock(&record_mutex_);
+  return WriteLayerRecord(layer.directory(), layer.record());
+}
+
+std::shared_ptr<Layer> Store::FindLayer(const base::Digest& digest) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = layers_.find(digest);
+  return found == layers_.end() ? nullptr : found->second;
+}
+
+std::shared_ptr<LazyLayer> Store::Find(const base::Digest& digest) { return FindLayer(digest); }
+
+std::shared_ptr<LazyLayer> Store::FindById(uint32_t id) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = by_id_.find(id);
+  return found == by_id_.end() ? nullptr : found->second;
+}
+
+std::vector<std::shared_ptr<Layer>> Store::AllLayers() {
+  std::vector<std::shared_ptr<Layer>> layers;
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [digest, layer] : layers_) layers.push_back(layer);
+  return layers;
+}
+
+std::vector<std::shared_ptr<LazyLayer>> Store::Layers() {
+  const std::vector<std::shared_ptr<Layer>> layers = AllLayers();
+  return {layers.begin(), layers.end()};
+}
+
+absl::Status Store::RunShared(const std::shared_ptr<Layer>& layer,
+                              std::shared_ptr<SharedTask> LayerTasks::* slot, const FetchContext& context,
+                              const Progress& progress, const Work& work) {
+  std::shared_ptr<SharedTask> task;
+  uint64_t ticket = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return absl::CancelledError("the content store is being closed");
+    std::shared_ptr<LayerTasks>& tasks = tasks_[layer->id()];
+    if (tasks == nullptr) tasks = std::make_shared<LayerTasks>();
+    task = (*tasks).*slot;
+    if (task == nullptr || !task->Join(context, &ticket)) {
+      task = std::make_shared<SharedTask>(options_.clock);
+      (*tasks).*slot = task;
+      task->Join(context, &ticket);
+      layer_threads_->Schedule([layer = layer, tasks, task, work]() mutable {
+        absl::Status status = absl::CancelledError("nobody waits for the layer any more");
+        {
+          // One that was given up may still be on its way out.
+          absl::MutexLock build_lock(&tasks->build);
+          if (!task->cancel()->cancelled()) status = work(layer, *task);
+        }
+        layer.reset();  // who was told that this is over may remove the layer
+        task->Finish(status);
+      });
+    }
+  }
+  return task->Wait(ticket, context, progress);
+}
+
+absl::Status Store::EnsureIndexed(LazyLayer& lazy, bool keep_data, const FetchContext& context,
+                                  const Progress& progress) {
+  const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
+  if (layer->state() == LayerState::kQuarantined) return layer->QuarantineError();
+  if (layer->body() != nullptr) return absl::OkStatus();
+  return RunShared(layer, &LayerTasks::index, context, progress,
+                   [this, keep_data](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
+                     if (one->body() != nullptr) return absl::OkStatus();
+                     const absl::Status status =
+                         LayerBuilder(builder_options_, *one, task).BuildIndex(keep_data);
+                     if (!status.ok() && !absl::IsCancelled(status)) one->NoteError(status);
+                     const absl::Status written = WriteRecord(*one);
+                     return status.ok() ? written : status;
+                   });
+}
+
+absl::Status Store::Unlazy(LazyLayer& lazy, const FetchContext& context, const Progress& progress) {
+  const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
+  RETURN_IF_ERROR(EnsureIndexed(lazy, true, context, progress));
+  if (layer->state() == LayerState::kComplete) return absl::OkStatus();
+  return RunShared(
+      layer, &LayerTasks::unlazy, context, progress,
+      [this](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
+        if (one->state() == LayerState::kComplete) return absl::OkStatus();
+        if (one->body()->random_access) {
+          return UnlazyChunks(*engine_, one, options_.max_range_bytes, task);
+        }
+        const absl::Status status = LayerBuilder(builder_options_, *one, task).BuildData();
+        const absl::Status written = WriteRecord(*one);
+        if (!status.ok()) return status;
+        if (one->state() != LayerState::kComplete) {
+          return absl::ResourceExhaustedError(absl::StrCat("layer ", one->descriptor().digest.ToString(),
+                                                           " does not fit on the disk: free space"));
+        }
+        return written;
+      });
+}
+
+absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, registry::BodySink sink,
+                               const FetchContext& context) {
+  Layer& layer = static_cast<Layer&>(lazy);
+  const oci::Descriptor& blob = layer.descriptor();
+  if (range.offset > blob.size || range.length > blob.size - range.offset) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("[", range.offset, ", +", range.length, ") is outside blob ", blob.digest.ToString()));
+  }
+  const bool whole = range.length == blob.size;
+  base::Hasher hasher(blob.digest.algorithm());
+  const CredentialsList requesters = {context.credentials};
+  RETURN_IF_ERROR(StreamFromSources(
+      layer, range,
+      [&](absl::Span<const uint8_t> bytes) {
+        if (whole) hasher.Update(bytes);
+        return sink(bytes);
+      },
+      StreamCaller{context.cause, context.deadline, context.cancel, [&] { return requesters; }, 0}));
+  if (whole) {
+    const base::Digest found = hasher.Finish();
+    if (found != blob.digest) {
+      return absl::DataLossError(absl::StrCat("blob ", blob.digest.ToString(), ": the bytes of ",
+                                              layer.stats().last_source, " have digest ", found.ToString()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Store::Remove(const base::Digest& digest) {
+  absl::MutexLock record_lock(&record_mutex_);
+  std::string directory;
+  // A fetch whose waiters have been answered holds the layer for some moments more.
+  for (int looks = 0; directory.empty(); ++looks) {
+    if (looks > 0) absl::SleepFor(absl::Milliseconds(2));
+    absl::MutexLock lock(&mutex_);
+    const auto found = layers_.find(digest);
+    if (found == layers_.end()) return absl::NotFoundError(absl::StrCat("no layer ", digest.ToString()));
+    const std::shared_ptr<Layer>& layer = found->second;
+    engine_->StopReadingAhead(layer.get());
+    // The two maps hold it; others come only from Find and its kin, under our mutex, or from one that has it
+    // already.
+    if (layer.use_count() > 2) {
+      if (looks < kRemoveLooks) continue;
+      return absl::FailedPreconditionError(absl::StrCat("layer ", digest.ToString(), " is in use"));
+    }
+    directory = layer->directory();
+    tasks_.erase(layer->id());
+    by_id_.erase(layer->id());
+    layers_.erase(found);
+  }
+  // Without its record the directory is garbage, whatever becomes of the rest.
+  if (unlink((directory + "/layer.json").c_str()) != 0 && errno != ENOENT) {
+    return base::ErrnoStatus(errno, absl::StrCat("remove ", directory, "/layer.json"));
+  }
+  RETURN_IF_ERROR(base::SyncDirectory(directory));
+  return base::RemoveTree(directory);
+}
+
+void Store::SyncLoop() {
+  while (true) {
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto stopping = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_; };
+      if (mutex_.AwaitWithTimeout(absl::Condition(&stopping), options_.sync_interval)) return;
+    }
+    SyncAll();
+  }
+}
+
+void Store::SyncAll() {
+  for (const std::shared_ptr<Layer>& layer : AllLayers()) {
+    const LayerBody* const body = layer->body();
+    if (body == nullptr) continue;
+    const absl::Status status = body->cache->Sync();
+    if (status.ok()) continue;
+    options_.log(absl::StrCat(
+        "cached chunks of layer ", layer->descriptor().digest.ToString(),
+        " did not reach the disk and will be fetched again: ", base::Printable(status.message())));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ContentStore>> ContentStore::Open(ContentStoreOptions options) {
+  if (!options.log) {
+    options.log = [](absl::string_view line) {
+      const std::string text = absl::StrCat("lazyblob: ", line, "\n");
+      std::fwrite(text.data(), 1, text.size(), stderr);
+    };
+  }
+  auto store = std::make_unique<Store>(std::move(options));
+  RETURN_IF_ERROR(store->Start());
+  return store;
+}
+
+}  // namespace lazyblob::contentstore

@@ -1,0 +1,253 @@
+#include "contentstore/internal/fetch_engine.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/status.h"
+
+namespace lazyblob::contentstore {
+namespace {
+
+// How long the watching thread sleeps at most while somebody has a deadline: a clock of a test jumps
+// unannounced.
+constexpr absl::Duration kWatchInterval = absl::Milliseconds(50);
+// A range that is put together in memory, because the disk was full, is at most so long.
+constexpr uint64_t kMaxAssembledBytes = 64 << 20;
+// A full disk is told once, not for each chunk.
+constexpr int64_t kDiskErrorPauseSeconds = 600;
+
+absl::StatusOr<PinnedRange> MakeRange(const Waiter& waiter) {
+  const ChunkCache& cache = *waiter.body->cache;
+  if (waiter.memory.empty()) return PinnedRange(cache.fd(), waiter.offset, waiter.length, waiter.layer);
+  if (waiter.length > kMaxAssembledBytes) {
+    return absl::ResourceExhaustedError(
+        "the cache's disk is full and the range too long to be held in memory");
+  }
+  auto bytes = std::make_shared<std::vector<uint8_t>>(waiter.length);
+  RETURN_IF_ERROR(base::PreadFull(cache.fd(), waiter.offset, absl::MakeSpan(*bytes)));
+  for (const auto& [number, chunk_bytes] : waiter.memory) {
+    const uint64_t start = waiter.body->index->chunk(number).data_offset;
+    const uint64_t from = std::max(start, waiter.offset);
+    const uint64_t to = std::min(start + chunk_bytes->size(), waiter.offset + waiter.length);
+    if (from >= to) continue;
+    std::copy_n(chunk_bytes->begin() + static_cast<ptrdiff_t>(from - start), to - from,
+                bytes->begin() + static_cast<ptrdiff_t>(from - waiter.offset));
+  }
+  return PinnedRange(std::move(bytes), 0, waiter.length);
+}
+
+// Lets range sizes follow the link that this layer would be read over now.
+void NoteLink(Layer& layer) {
+  const std::vector<std::shared_ptr<BlobSource>> sources = layer.Sources();
+  if (sources.empty()) return;
+  const registry::Client::LinkEstimate link = sources.front()->link();
+  const double bytes = link.bytes_per_second * absl::ToDoubleSeconds(link.round_trip);
+  if (bytes >= 0 && bytes < 1e15)
+    layer.range_hint().store(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
+}
+
+}  // namespace
+
+FetchEngine::FetchEngine(FetchEngineOptions options)
+    : options_(std::move(options)), table_(options_.limits) {}
+
+FetchEngine::~FetchEngine() = default;
+
+void FetchEngine::Start() {
+  threads_.emplace_back([this] {
+    pthread_setname_np(pthread_self(), "lb-watch");
+    WatchLoop();
+  });
+  for (int i = 0; i < options_.limits.threads; ++i) {
+    threads_.emplace_back([this] {
+      pthread_setname_np(pthread_self(), "lb-fetch");
+      FetchLoop();
+    });
+  }
+}
+
+void FetchEngine::Stop() {
+  Outcome outcome;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) return;
+    stopping_ = true;
+    table_.FailAll(absl::CancelledError("the content store is being closed"), &outcome);
+    cancelled_.clear();
+    work_.SignalAll();
+    watch_.SignalAll();
+  }
+  Settle(std::move(outcome));
+  for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
+}
+
+void FetchEngine::Acquire(WaiterPtr waiter) {
+  const LayerBody& body = *waiter->body;
+  const LayerBody::ChunkRange chunks = body.Chunks(waiter->offset, waiter->length);
+  for (uint64_t i = body.cache->FindNotPresent(chunks.first, chunks.end); i < chunks.end;
+       i = body.cache->FindNotPresent(i + 1, chunks.end)) {
+    // What an earlier run left is verified here: it needs no network, so it must not queue behind it.
+    if (body.cache->Claimed(i)) body.cache->Verify(i).IgnoreError();
+  }
+  NoteLink(*waiter->layer);
+  if (waiter->context.cancel != nullptr) {
+    waiter->registration.emplace(
+        waiter->context.cancel->OnCancel([this, weak = std::weak_ptr<Waiter>(waiter)] {
+          if (const WaiterPtr cancelled = weak.lock()) NoteCancelled(cancelled);
+        }));
+  }
+  Outcome outcome;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopping_) {
+      outcome.finished.emplace_back(waiter, absl::CancelledError("the content store is closed"));
+    } else if (waiter->cancelled) {
+      outcome.finished.emplace_back(waiter, absl::CancelledError("the read was cancelled"));
+    } else {
+      const absl::Duration deadline = table_.NextDeadline();
+      table_.Add(waiter, Now(), &outcome);
+      if (table_.NextDeadline() < deadline) watch_.Signal();
+      work_.Signal();
+    }
+  }
+  Settle(std::move(outcome));
+}
+
+void FetchEngine::NoteCancelled(const WaiterPtr& waiter) {
+  absl::MutexLock lock(&mutex_);
+  waiter->cancelled = true;
+  // Its registration may not end inside this callback: another thread does the rest.
+  if (waiter->waiting && !stopping_) {
+    cancelled_.push_back(waiter);
+    watch_.Signal();
+  }
+}
+
+void FetchEngine::FailOutstanding(const Layer* layer, const absl::Status& status) {
+  Outcome outcome;
+  {
+    absl::MutexLock lock(&mutex_);
+    table_.FailLayer(layer, status, &outcome);
+    work_.Signal();
+  }
+  Settle(std::move(outcome));
+}
+
+void FetchEngine::ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end) {
+  absl::MutexLock lock(&mutex_);
+  if (stopping_) return;
+  table_.ReadAhead(layer, end);
+  work_.Signal();
+}
+
+void FetchEngine::StopReadingAhead(const Layer* layer) {
+  Outcome outcome;
+  {
+    absl::MutexLock lock(&mutex_);
+    table_.StopReadingAhead(layer, &outcome);
+  }
+  Settle(std::move(outcome));
+}
+
+CredentialsList FetchEngine::Requesters(const Job& job) {
+  absl::MutexLock lock(&mutex_);
+  return table_.Requesters(job);
+}
+
+absl::Duration FetchEngine::Deadline(const Job& job) {
+  absl::MutexLock lock(&mutex_);
+  return table_.Deadline(job);
+}
+
+void FetchEngine::Deliver(const Job& job, uint64_t chunk, const Bytes& memory) {
+  Outcome outcome;
+  {
+    absl::MutexLock lock(&mutex_);
+    table_.Deliver(job, chunk, memory, &outcome);
+  }
+  Settle(std::move(outcome));
+}
+
+void FetchEngine::NoteDiskError(const Layer& layer, const absl::Status& status) {
+  const int64_t now = absl::ToInt64Seconds(Now());
+  int64_t next = next_disk_error_.load(std::memory_order_relaxed);
+  if (now < next || !next_disk_error_.compare_exchange_strong(next, now + kDiskErrorPauseSeconds)) return;
+  options_.log(
+      absl::StrCat("cannot store chunks of layer ", layer.descriptor().digest.ToString(), " (",
+                   base::Printable(status.message()),
+                   "); reads are served from memory and fetched again each time: free space below the root"));
+}
+
+void FetchEngine::FetchLoop() {
+  while (true) {
+    JobPtr job;
+    {
+      absl::MutexLock lock(&mutex_);
+      while (!stopping_ && (job = table_.NextJob()) == nullptr) work_.Wait(&mutex_);
+      if (job == nullptr) return;
+      work_.Signal();  // there may be more
+    }
+    const absl::Status status = JobRunner(*this, *job).Run();
+    Outcome outcome;
+    {
+      absl::MutexLock lock(&mutex_);
+      table_.Done(job, status, Now(), &outcome);
+      work_.Signal();
+    }
+    Settle(std::move(outcome));
+  }
+}
+
+void FetchEngine::WatchLoop() {
+  while (true) {
+    Outcome outcome;
+    {
+      absl::MutexLock lock(&mutex_);
+      while (!stopping_ && cancelled_.empty()) {
+        const absl::Duration next = table_.NextDeadline();
+        if (next == absl::InfiniteDuration()) {
+          watch_.Wait(&mutex_);
+          continue;
+        }
+        const absl::Duration left = next - Now();
+        if (left <= absl::ZeroDuration()) break;
+        watch_.WaitWithTimeout(&mutex_, std::min(left, kWatchInterval));
+      }
+      if (stopping_) return;
+      std::vector<WaiterPtr> cancelled;
+      cancelled.swap(cancelled_);
+      for (const WaiterPtr& waiter : cancelled) {
+        table_.Fail(waiter, absl::CancelledError("the read was cancelled"), &outcome);
+      }
+      table_.Expire(Now(), &outcome);
+      work_.Signal();
+    }
+    Settle(std::move(outcome));
+  }
+}
+
+void FetchEngine::Settle(Outcome outcome) {
+  for (const JobPtr& job : outcome.abandoned) job->cancel->Cancel();
+  for (auto& [waiter, status] : outcome.finished) Finish(*waiter, status);
+}
+
+void FetchEngine::Finish(Waiter& waiter, const absl::Status& status) {
+  waiter.registration.reset();
+  auto result = [&]() -> absl::StatusOr<PinnedRange> {
+    RETURN_IF_ERROR(status);
+    if (waiter.wants_range) return MakeRange(waiter);
+    if (!waiter.memory.empty())
+      return absl::ResourceExhaustedError("the cache's disk does not take the chunks");
+    return PinnedRange();
+  }();
+  if (result.ok() && waiter.wants_range) waiter.layer->NoteServedBytes(waiter.length);
+  if (!result.ok() && !absl::IsCancelled(result.status())) waiter.layer->NoteError(result.status());
+  std::move(waiter.done)(std::move(result));
+}
+
+}  // namespace lazyblob::contentstore

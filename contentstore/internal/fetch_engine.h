@@ -1,0 +1,69 @@
+#pragma once
+
+// The one fetch engine of a store: threads that bring missing chunks, most urgent first, and a thread that
+// watches deadlines and cancellations. What is fetched for whom is the FlightTable's affair.
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "contentstore/internal/flight_table.h"
+#include "contentstore/internal/job_runner.h"
+
+namespace lazyblob::contentstore {
+
+struct FetchEngineOptions {
+  FlightLimits limits;
+  const base::Clock* clock = nullptr;
+  std::function<void(absl::string_view)> log;  // one line; never empty
+};
+
+// Thread-safe. Shared by the store and its layers, which may outlive the store: a stopped engine refuses.
+class FetchEngine final : public JobHost {
+ public:
+  explicit FetchEngine(FetchEngineOptions options);
+  ~FetchEngine() override;
+  void Start();
+  // Ends every wait with Cancelled and every fetch, then joins the threads.
+  void Stop() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Finishes the waiter, on this thread if nothing has to be fetched, else on one of the engine's.
+  void Acquire(WaiterPtr waiter) ABSL_LOCKS_EXCLUDED(mutex_);
+  void FailOutstanding(const Layer* layer, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+  void ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Ends what is fetched for nobody.
+  void StopReadingAhead(const Layer* layer) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // JobHost, for the running jobs.
+  CredentialsList Requesters(const Job& job) override ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Duration Deadline(const Job& job) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void Deliver(const Job& job, uint64_t chunk, const Bytes& memory) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void NoteDiskError(const Layer& layer, const absl::Status& status) override;
+  absl::Duration Now() override { return options_.clock->Monotonic(); }
+
+ private:
+  void FetchLoop() ABSL_LOCKS_EXCLUDED(mutex_);
+  void WatchLoop() ABSL_LOCKS_EXCLUDED(mutex_);
+  void NoteCancelled(const WaiterPtr& waiter) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What must not happen under the mutex: stopping fetches, calling back.
+  void Settle(Outcome outcome) ABSL_LOCKS_EXCLUDED(mutex_);
+  static void Finish(Waiter& waiter, const absl::Status& status);
+
+  const FetchEngineOptions options_;
+  std::vector<std::thread> threads_;                 // Start and Stop only
+  std::atomic<int64_t> next_disk_error_{INT64_MIN};  // seconds; not told again before
+
+  absl::Mutex mutex_;
+  absl::CondVar work_;   // a job may be startable
+  absl::CondVar watch_;  // a cancellation, an earlier deadline, or the end
+  FlightTable table_ ABSL_GUARDED_BY(mutex_);
+  std::vector<WaiterPtr> cancelled_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace lazyblob::contentstore

@@ -1,0 +1,277 @@
+// The part of FlightTable that makes jobs: what is fetched next, and how much of it in one request.
+
+#include <algorithm>
+
+#include "contentstore/internal/flight_table.h"
+
+namespace lazyblob::contentstore {
+namespace {
+
+// Between two chunks so many bytes are cheaper read than asked around (tar headers, small chunks already
+// there).
+constexpr uint64_t kMaxGapBytes = 16 << 10;
+constexpr uint64_t kMaxItems = 4096;
+// Chunks that come with a range unasked are decoded too, but not where that means inflating much to get at
+// little.
+constexpr uint64_t kMaxUnaskedSkip = 64 << 20;
+constexpr uint64_t kJobOverheadBytes = 512 << 10;
+// Ranges in a row after which a reader counts as sequential.
+constexpr int kSequential = 2;
+constexpr int kMaxAheadRanges = 4;
+
+uint64_t BlobEnd(const layer::Chunk& chunk) { return chunk.blob_offset + chunk.blob_size; }
+
+}  // namespace
+
+// Grows one job around its first chunk.
+class FlightTable::JobBuilder {
+ public:
+  JobBuilder(const FlightTable& table, const std::shared_ptr<Layer>& layer, const LayerBody* body,
+             FetchCause cause)
+      : table_(table), index_(*body->index), cache_(*body->cache), job_(std::make_shared<Job>()) {
+    job_->layer = layer;
+    job_->body = body;
+    job_->cause = cause;
+    job_->cancel = std::make_shared<base::CancelToken>();
+  }
+
+  JobPtr Build(uint64_t head, uint64_t limit, uint64_t target) {
+    const layer::Chunk chunk = index_.chunk(head);
+    begin_ = chunk.blob_offset;
+    end_ = BlobEnd(chunk);
+    Take(head, chunk);
+    if (chunk.blob_size != 0) {
+      GrowBackward(head);
+      GrowForward(head, limit, target);
+    }
+    std::stable_sort(job_->items.begin(), job_->items.end(), [](const Job::Item& a, const Job::Item& b) {
+      return BlobEnd(a.chunk) < BlobEnd(b.chunk);
+    });
+    uint64_t largest_data = 0;
+    uint64_t largest_blob = 0;
+    for (const Job::Item& item : job_->items) {
+      largest_data = std::max(largest_data, item.chunk.data_size);
+      largest_blob = std::max(largest_blob, item.chunk.blob_size);
+    }
+    job_->memory = largest_data + largest_blob + kJobOverheadBytes;
+    return job_;
+  }
+
+ private:
+  enum class Want { kAsked, kUnasked, kHave, kTaken };
+
+  Want Classify(uint64_t i) const {
+    const Flight* const flight = table_.Find(job_->layer.get(), i);
+    if (flight != nullptr) return flight->job == nullptr ? Want::kAsked : Want::kTaken;
+    return cache_.Missing(i) ? Want::kUnasked : Want::kHave;
+  }
+
+  void Take(uint64_t i, const layer::Chunk& chunk) {
+    Job::Item item;
+    item.chunk_number = i;
+    item.chunk = chunk;
+    job_->items.push_back(item);
+  }
+
+  // Whether an unasked chunk inside the range already is worth decoding.
+  bool Affordable(const layer::Chunk& chunk) {
+    if (chunk.codec != layer::Codec::kGzipMember && chunk.codec != layer::Codec::kZstdFrame) return true;
+    skipped_ += std::min(chunk.codec_argument, kMaxUnaskedSkip + 1);
+    return skipped_ <= kMaxUnaskedSkip;
+  }
+
+  bool Inside(const layer::Chunk& chunk) const {
+    return chunk.blob_offset >= begin_ && BlobEnd(chunk) <= end_;
+  }
+
+  // Only what was asked for, and what the range holds anyway.
+  void GrowBackward(uint64_t head) {
+    for (uint64_t i = head; i-- > 0 && head - i < kMaxItems && job_->items.size() < kMaxItems;) {
+      const layer::Chunk chunk = index_.chunk(i);
+      const Want want = Classify(i);
+      if (chunk.blob_offset > begin_ || want == Want::kTaken) return;
+      if (begin_ > BlobEnd(chunk) && begin_ - BlobEnd(chunk) > kMaxGapBytes) return;
+      if (want == Want::kHave) continue;
+      if (Inside(chunk)) {
+        if (want == Want::kAsked || Affordable(chunk)) Take(i, chunk);
+        continue;
+      }
+      if (want == Want::kUnasked) continue;  // the gap ends the walk
+      const uint64_t begin = std::min(begin_, chunk.blob_offset);
+      const uint64_t end = std::max(end_, BlobEnd(chunk));
+      if (end - begin > table_.limits_.max_range_bytes) return;
+      begin_ = begin;
+      end_ = end;
+      Take(i, chunk);
+    }
+  }
+
+  // What was asked for up to the largest range; what was not up to `target` bytes.
+  void GrowForward(uint64_t head, uint64_t limit, uint64_t target) {
+    for (uint64_t i = head + 1; i < limit && i - head < kMaxItems && job_->items.size() < kMaxItems; ++i) {
+      const layer::Chunk chunk = index_.chunk(i);
+      const Want want = Classify(i);
+      if (want == Want::kHave || (chunk.blob_size == 0 && want == Want::kUnasked)) continue;
+      if (want == Want::kTaken) return;
+      if (chunk.blob_size == 0) {
+        Take(i, chunk);
+        continue;
+      }
+      if (Inside(chunk)) {
+        if (want == Want::kAsked || Affordable(chunk)) Take(i, chunk);
+        continue;
+      }
+      if (chunk.blob_offset < begin_) return;
+      if (chunk.blob_offset > end_ && chunk.blob_offset - end_ > kMaxGapBytes) return;
+      const uint64_t most = want == Want::kAsked ? table_.limits_.max_range_bytes : target;
+      if (BlobEnd(chunk) - begin_ > most) return;
+      end_ = std::max(end_, BlobEnd(chunk));
+      Take(i, chunk);
+    }
+  }
+
+  const FlightTable& table_;
+  const layer::LayerIndex& index_;
+  const ChunkCache& cache_;
+  const JobPtr job_;
+  uint64_t begin_ = 0;
+  uint64_t end_ = 0;
+  uint64_t skipped_ = 0;
+};
+
+uint64_t FlightTable::RangeTarget(Layer& layer, int streak, FetchCause cause) const {
+  switch (cause) {
+    case FetchCause::kDemand: {
+      const uint64_t hint = layer.range_hint().load(std::memory_order_relaxed);
+      const uint64_t base = std::clamp(hint, limits_.min_range_bytes, limits_.max_range_bytes);
+      return std::min(base << std::min(streak, 5), limits_.max_range_bytes);
+    }
+    case FetchCause::kTracePrefetch:
+      return 0;  // knows what it wants
+    default:
+      return limits_.max_range_bytes;
+  }
+}
+
+JobPtr FlightTable::BuildForFlight(const Flight& flight, FetchCause cause) const {
+  const int streak = flight.layer->fetch_state().StreakAt(flight.chunk);
+  JobBuilder builder(*this, flight.layer, flight.body, cause);
+  return builder.Build(flight.chunk, flight.body->index->chunk_count(),
+                       RangeTarget(*flight.layer, streak, cause));
+}
+
+JobPtr FlightTable::BuildForWish(Wish* wish, FetchCause cause) const {
+  for (; wish->first < wish->end; ++wish->first) {
+    const Flight* const flight = Find(wish->layer.get(), wish->first);
+    if (flight != nullptr && flight->job != nullptr) continue;
+    if (flight == nullptr && !wish->body->cache->Missing(wish->first)) continue;
+    JobBuilder builder(*this, wish->layer, wish->body, cause);
+    return builder.Build(wish->first, wish->end, limits_.max_range_bytes);
+  }
+  return nullptr;
+}
+
+bool FlightTable::MayStart(FetchCause cause, uint64_t memory) const {
+  if (running_ == 0) return true;
+  const bool low = cause != FetchCause::kDemand;
+  if (low && running_low_ >= low_threads_) return false;
+  const uint64_t most = low ? low_memory_ : limits_.max_memory_bytes;
+  return memory <= most && memory_ <= most - memory;
+}
+
+JobPtr FlightTable::NextJob() {
+  while (!pending_.empty()) {
+    const auto first = pending_.begin();
+    const FetchCause cause = first->first.first;
+    if (!MayStart(cause, 0)) return nullptr;
+    Pending& pending = first->second;
+    const JobPtr job = pending.flight != nullptr ? BuildForFlight(*pending.flight, cause)
+                                                 : BuildForWish(&pending.wish, cause);
+    if (job == nullptr) {
+      pending_.erase(first);
+      continue;
+    }
+    // Strictly in order: nothing less urgent overtakes what is waiting for memory.
+    if (!MayStart(cause, job->memory)) return nullptr;
+    Start(job);
+    return job;
+  }
+  return nullptr;
+}
+
+void FlightTable::Start(const JobPtr& job) {
+  ++running_;
+  if (job->cause != FetchCause::kDemand) ++running_low_;
+  memory_ += job->memory;
+  for (const Job::Item& item : job->items) {
+    Flight* const flight = FindOrAdd(job->layer, job->body, item.chunk_number);
+    Unqueue(flight);
+    flight->job = job;
+    job->links += flight->waiters.size();
+  }
+  job->speculative = job->links == 0;
+  NoteSequence(*job);
+}
+
+void FlightTable::NoteSequence(const Job& job) {
+  if (job.cause != FetchCause::kDemand) return;
+  uint64_t first = UINT64_MAX;
+  uint64_t end = 0;
+  for (const Job::Item& item : job.items) {
+    first = std::min(first, item.chunk_number);
+    end = std::max(end, item.chunk_number + 1);
+  }
+  LayerFetchState& state = job.layer->fetch_state();
+  state.streak = state.StreakAt(first);
+  state.next_chunk = end;
+  if (state.streak < kSequential) {
+    job.layer->ahead_trigger().store(UINT64_MAX, std::memory_order_relaxed);
+    return;
+  }
+  state.ahead_chunk = end;
+  WishAhead(job.layer, job.body);
+}
+
+void FlightTable::WishAhead(const std::shared_ptr<Layer>& layer, const LayerBody* body) {
+  LayerFetchState& state = layer->fetch_state();
+  const layer::LayerIndex& index = *body->index;
+  if (state.ahead_chunk >= index.chunk_count()) {
+    layer->ahead_trigger().store(UINT64_MAX, std::memory_order_relaxed);
+    return;
+  }
+  layer->ahead_trigger().store(index.chunk(state.ahead_chunk).data_offset, std::memory_order_relaxed);
+  const uint64_t target = RangeTarget(*layer, state.streak, FetchCause::kDemand);
+  const int ranges = std::min(state.streak - kSequential + 1, kMaxAheadRanges);
+  for (int n = 0; n < ranges && state.ahead_chunk < index.chunk_count(); ++n) {
+    const uint64_t first = state.ahead_chunk;
+    const uint64_t begin = index.chunk(first).blob_offset;
+    uint64_t end = first + 1;
+    while (end < index.chunk_count() && end - first < kMaxItems && BlobEnd(index.chunk(end)) >= begin &&
+           BlobEnd(index.chunk(end)) - begin <= target) {
+      ++end;
+    }
+    Pending pending;
+    pending.wish = Wish{layer, body, first, end};
+    pending_[{FetchCause::kReadAhead, ++last_order_}] = std::move(pending);
+    state.ahead_chunk = end;
+  }
+  state.next_chunk = state.ahead_chunk;  // a miss after what is read ahead continues the run
+}
+
+void FlightTable::ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end) {
+  std::atomic<uint64_t>& trigger = layer->ahead_trigger();
+  const LayerBody* const body = layer->body();
+  if (body == nullptr || end <= trigger.load(std::memory_order_relaxed)) return;  // somebody was here before
+  LayerFetchState& state = layer->fetch_state();
+  const layer::LayerIndex& index = *body->index;
+  const uint64_t asked = state.ahead_chunk < index.chunk_count() ? index.chunk(state.ahead_chunk).data_offset
+                                                                 : index.info().data_size;
+  if (state.streak < kSequential || end > asked) {  // another reader, somewhere else
+    trigger.store(UINT64_MAX, std::memory_order_relaxed);
+    return;
+  }
+  ++state.streak;
+  WishAhead(layer, body);
+}
+
+}  // namespace lazyblob::contentstore

@@ -1,0 +1,235 @@
+#include "contentstore/internal/layer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/checked.h"
+#include "base/status.h"
+#include "contentstore/internal/fetch_engine.h"
+
+namespace lazyblob::contentstore {
+
+LayerBody::ChunkRange LayerBody::Chunks(uint64_t offset, uint64_t length) const {
+  const uint64_t first = index->FindChunk(offset);
+  uint64_t end = index->FindChunk(offset + length - 1);
+  if (end < index->chunk_count() && index->chunk(end).data_offset < offset + length) ++end;
+  return {first, std::max(first, end)};
+}
+
+Layer::Layer(const LayerRecord& record, std::string directory, std::shared_ptr<FetchEngine> engine,
+             SourceFactory factory)
+    : id_(record.id),
+      directory_(std::move(directory)),
+      engine_(std::move(engine)),
+      factory_(std::move(factory)),
+      quarantined_(!record.quarantine.empty()),
+      preferred_source_(),
+      not_lazy_reason_(record.not_lazy_reason),
+      quarantine_(record.quarantine) {
+  identities_.push_back(std::make_unique<const Identity>(Identity{record.descriptor, record.diff_id}));
+  identity_.store(identities_.back().get(), std::memory_order_release);
+  for (const std::string& name : record.sources) sources_.push_back({name, nullptr});
+}
+
+LayerState Layer::state() const {
+  if (quarantined_.load(std::memory_order_acquire)) return LayerState::kQuarantined;
+  const LayerBody* const now = body();
+  if (now == nullptr) return LayerState::kNeedsIndex;
+  return now->cache->complete() ? LayerState::kComplete : LayerState::kLazy;
+}
+
+std::string Layer::not_lazy_reason() const {
+  const LayerBody* const now = body();
+  absl::MutexLock lock(&mutex_);
+  if (!quarantine_.empty()) return "quarantined";
+  if (!not_lazy_reason_.empty()) return not_lazy_reason_;
+  if (now != nullptr && !now->random_access) return "no-random-access";
+  return "";
+}
+
+std::shared_ptr<const layer::LayerIndex> Layer::index() const {
+  const LayerBody* const now = body();
+  return now == nullptr ? nullptr : now->index;
+}
+
+uint64_t Layer::data_size() const {
+  const LayerBody* const now = body();
+  return now == nullptr ? 0 : now->index->info().data_size;
+}
+
+void Layer::Install(std::unique_ptr<LayerBody> body) {
+  absl::MutexLock lock(&mutex_);
+  bodies_.push_back(std::move(body));
+  body_.store(bodies_.back().get(), std::memory_order_release);
+}
+
+std::optional<PinnedRange> Layer::TryAcquire(uint64_t offset, uint64_t length) {
+  const LayerBody* const now = body();
+  if (now == nullptr || quarantined_.load(std::memory_order_acquire)) return std::nullopt;
+  if (!base::RangeWithin(offset, length, now->index->info().data_size)) return std::nullopt;
+  if (length > 0) {
+    const LayerBody::ChunkRange chunks = now->Chunks(offset, length);
+    if (!now->cache->AllPresent(chunks.first, chunks.end)) return std::nullopt;
+    const uint64_t end = offset + length;
+    if (end > ahead_trigger_.load(std::memory_order_relaxed)) engine_->ReadAhead(shared_from_this(), end);
+  }
+  NoteServedBytes(length);
+  return PinnedRange(now->cache->fd(), offset, length, shared_from_this());
+}
+
+void Layer::Acquire(uint64_t offset, uint64_t length, FetchContext context,
+                    absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done) {
+  if (quarantined_.load(std::memory_order_acquire)) return std::move(done)(QuarantineError());
+  const LayerBody* const now = body();
+  if (now == nullptr) {
+    return std::move(done)(absl::FailedPreconditionError(absl::StrCat(
+        "layer ", descriptor().digest.ToString(), " has no index yet; index or mount it first")));
+  }
+  if (!base::RangeWithin(offset, length, now->index->info().data_size)) {
+    return std::move(done)(absl::InvalidArgumentError(absl::StrCat(
+        "[", offset, ", +", length, ") is outside the data area of ", descriptor().digest.ToString())));
+  }
+  if (std::optional<PinnedRange> hit = TryAcquire(offset, length)) return std::move(done)(*std::move(hit));
+  auto waiter = std::make_shared<Waiter>();
+  waiter->layer = shared_from_this();
+  waiter->body = now;
+  waiter->offset = offset;
+  waiter->length = length;
+  waiter->context = std::move(context);
+  waiter->done = std::move(done);
+  engine_->Acquire(std::move(waiter));
+}
+
+void Layer::FailOutstanding(const absl::Status& status) { engine_->FailOutstanding(this, status); }
+
+LayerStats Layer::stats() const {
+  LayerStats stats;
+  for (size_t i = 0; i < kFetchCauses; ++i)
+    stats.fetched_bytes[i] = fetched_bytes_[i].load(std::memory_order_relaxed);
+  stats.served_bytes = served_bytes_.load(std::memory_order_relaxed);
+  if (const LayerBody* const now = body()) stats.cached_bytes = now->cache->cached_bytes();
+  absl::MutexLock lock(&mutex_);
+  stats.last_source = preferred_source_;
+  stats.last_error = last_error_;
+  return stats;
+}
+
+absl::Status Layer::Merge(const DescriptorHandler& handler) {
+  const LayerBody* const now = body();
+  const base::Digest verified = now == nullptr ? base::Digest() : now->index->info().diff_id;
+  absl::MutexLock lock(&mutex_);
+  Identity merged = *identities_.back();
+  const std::string name = merged.descriptor.digest.ToString();
+  if (handler.descriptor.size != merged.descriptor.size) {
+    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has ", merged.descriptor.size,
+                                                      " bytes, but another image says ",
+                                                      handler.descriptor.size));
+  }
+  const base::Digest known = verified.empty() ? merged.diff_id : verified;
+  if (!handler.diff_id.empty() && !known.empty() && handler.diff_id != known) {
+    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has diffID ", known.ToString(),
+                                                      ", but this image says ", handler.diff_id.ToString(),
+                                                      "; the image's config does not fit its layers"));
+  }
+  bool changed = false;
+  if (merged.diff_id.empty() && !handler.diff_id.empty()) {
+    merged.diff_id = handler.diff_id;
+    changed = true;
+  }
+  // Annotations may name a table of contents, which the first image that brought the layer may not have
+  // known.
+  if (now == nullptr && merged.descriptor.annotations.empty() && !handler.descriptor.annotations.empty()) {
+    merged.descriptor = handler.descriptor;
+    not_lazy_reason_.clear();
+    changed = true;
+  }
+  if (changed) {
+    identities_.push_back(std::make_unique<const Identity>(std::move(merged)));
+    identity_.store(identities_.back().get(), std::memory_order_release);
+  }
+  for (const std::shared_ptr<BlobSource>& source : handler.sources) {
+    const std::string source_name = source->name();
+    auto found = std::find_if(sources_.begin(), sources_.end(),
+                              [&](const Source& s) { return s.name == source_name; });
+    if (found == sources_.end()) {
+      sources_.push_back({source_name, source});
+    } else {
+      found->source = source;
+    }
+  }
+  return absl::OkStatus();
+}
+
+LayerRecord Layer::record() const {
+  absl::MutexLock lock(&mutex_);
+  LayerRecord record;
+  record.id = id_;
+  record.descriptor = identities_.back()->descriptor;
+  record.diff_id = identities_.back()->diff_id;
+  for (const Source& source : sources_) record.sources.push_back(source.name);
+  record.not_lazy_reason = not_lazy_reason_;
+  record.quarantine = quarantine_;
+  return record;
+}
+
+void Layer::SetNotLazyReason(absl::string_view reason) {
+  absl::MutexLock lock(&mutex_);
+  not_lazy_reason_ = std::string(reason);
+}
+
+void Layer::Quarantine(absl::string_view why) {
+  absl::MutexLock lock(&mutex_);
+  quarantine_ = std::string(why);
+  quarantined_.store(true, std::memory_order_release);
+}
+
+absl::Status Layer::QuarantineError() const {
+  absl::MutexLock lock(&mutex_);
+  return absl::DataLossError(absl::StrCat("layer ", identities_.back()->descriptor.digest.ToString(),
+                                          " is quarantined and will not be served: ", quarantine_));
+}
+
+std::vector<std::shared_ptr<BlobSource>> Layer::Sources() {
+  std::vector<std::string> to_make;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const Source& source : sources_) {
+      if (source.source == nullptr) to_make.push_back(source.name);
+    }
+  }
+  std::map<std::string, std::shared_ptr<BlobSource>> made;
+  for (const std::string& name : to_make) {
+    if (!factory_) break;
+    absl::StatusOr<std::shared_ptr<BlobSource>> source = factory_(name);
+    if (source.ok() && *source != nullptr) made[name] = *std::move(source);
+  }
+  std::vector<std::shared_ptr<BlobSource>> result;
+  absl::MutexLock lock(&mutex_);
+  for (Source& source : sources_) {
+    const auto found = made.find(source.name);
+    if (source.source == nullptr && found != made.end()) source.source = found->second;
+    if (source.source == nullptr) continue;
+    const bool first = source.name == preferred_source_;
+    result.insert(first ? result.begin() : result.end(), source.source);
+  }
+  return result;
+}
+
+absl::Status Layer::NoSourceError(FetchCause cause) const {
+  const oci::Descriptor& blob = descriptor();
+  return ProviderMissingError({{blob.digest, blob.size, absl::StrCat(FetchCauseName(cause), " read")}});
+}
+
+void Layer::NoteServedBy(const BlobSource& source) {
+  std::string name = source.name();
+  absl::MutexLock lock(&mutex_);
+  preferred_source_ = std::move(name);
+}
+
+void Layer::NoteError(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  last_error_ = std::string(status.message());
+}
+
+}  // namespace lazyblob::contentstore

@@ -1,0 +1,143 @@
+#pragma once
+
+// The store's own LazyLayer: identity, sources, index and cache of one layer. Chunks that are missing are the
+// FetchEngine's affair.
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "contentstore/content_store.h"
+#include "contentstore/internal/chunk_cache.h"
+#include "contentstore/internal/layer_record.h"
+
+namespace lazyblob::contentstore {
+
+class FetchEngine;
+
+// What an indexed layer consists of. Immutable; lives as long as its layer.
+struct LayerBody {
+  std::shared_ptr<const layer::LayerIndex> index;
+  std::shared_ptr<ChunkCache> cache;
+  bool random_access = true;  // false: chunks cannot be decoded one by one
+
+  // The chunks [first, end) that touch [offset, offset + length), length > 0.
+  struct ChunkRange {
+    uint64_t first = 0;
+    uint64_t end = 0;
+  };
+  ChunkRange Chunks(uint64_t offset, uint64_t length) const;
+};
+
+// What the engine remembers of a layer between fetches. Guarded by the engine's mutex, which this class
+// cannot name.
+struct LayerFetchState {
+  struct Cooling {
+    uint64_t first = 0;
+    uint64_t end = 0;
+    absl::Duration until;
+  };
+  uint64_t next_chunk = UINT64_MAX;  // after the last range that was fetched on demand or ahead
+  int streak = 0;                    // how many ranges in a row continued the one before
+  uint64_t ahead_chunk = 0;          // up to where reading ahead has been asked for
+
+  int StreakAt(uint64_t first_chunk) const {
+    return first_chunk >= next_chunk && first_chunk - next_chunk <= 1 ? streak + 1 : 0;
+  }
+
+  std::vector<Cooling> cooling;
+};
+
+// Thread-safe.
+class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer> {
+ public:
+  Layer(const LayerRecord& record, std::string directory, std::shared_ptr<FetchEngine> engine,
+        SourceFactory factory);
+
+  const oci::Descriptor& descriptor() const override { return identity()->descriptor; }
+  const base::Digest& diff_id() const override { return identity()->diff_id; }
+  uint32_t id() const override { return id_; }
+  const std::string& directory() const override { return directory_; }
+  LayerState state() const override;
+  std::string not_lazy_reason() const override ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<const layer::LayerIndex> index() const override;
+  uint64_t data_size() const override;
+  std::optional<PinnedRange> TryAcquire(uint64_t offset, uint64_t length) override;
+  void Acquire(uint64_t offset, uint64_t length, FetchContext context,
+               absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done) override;
+  void FailOutstanding(const absl::Status& status) override;
+  LayerStats stats() const override ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Null while there is no index. What it points to stays valid as long as the layer.
+  const LayerBody* body() const { return body_.load(std::memory_order_acquire); }
+  void Install(std::unique_ptr<LayerBody> body) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // Adds sources, or replaces those of the same name; completes what is not known of the identity.
+  // FailedPrecondition when the handler contradicts what is known.
+  absl::Status Merge(const DescriptorHandler& handler) ABSL_LOCKS_EXCLUDED(mutex_);
+  LayerRecord record() const ABSL_LOCKS_EXCLUDED(mutex_);
+  void SetNotLazyReason(absl::string_view reason) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Quarantine(absl::string_view why) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status QuarantineError() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // The sources that can be had now, the one that served last first. Restored ones are made here, on first
+  // use.
+  std::vector<std::shared_ptr<BlobSource>> Sources() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status NoSourceError(FetchCause cause) const;
+  void NoteServedBy(const BlobSource& source) ABSL_LOCKS_EXCLUDED(mutex_);
+  void NoteError(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+  void NoteServedBytes(uint64_t bytes) { served_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
+  // Where body bytes of a call to `source` are counted; null for local ones.
+  std::atomic<uint64_t>* FetchedCounter(const BlobSource& source, FetchCause cause) {
+    return source.local() ? nullptr : &fetched_bytes_[static_cast<size_t>(cause)];
+  }
+
+  // Reading past this data offset asks for more to be read ahead.
+  std::atomic<uint64_t>& ahead_trigger() { return ahead_trigger_; }
+  // Bytes that are on their way on this layer's link at any time; 0: unknown.
+  std::atomic<uint64_t>& range_hint() { return range_hint_; }
+  LayerFetchState& fetch_state() { return fetch_state_; }
+
+ private:
+  struct Identity {
+    oci::Descriptor descriptor;
+    base::Digest diff_id;
+  };
+  struct Source {
+    std::string name;
+    std::shared_ptr<BlobSource> source;  // null: to be made by the factory
+  };
+  const Identity* identity() const { return identity_.load(std::memory_order_acquire); }
+
+  const uint32_t id_;
+  const std::string directory_;
+  const std::shared_ptr<FetchEngine> engine_;
+  const SourceFactory factory_;
+
+  std::atomic<const Identity*> identity_;
+  std::atomic<const LayerBody*> body_{nullptr};
+  std::atomic<bool> quarantined_{false};
+  std::atomic<uint64_t> served_bytes_{0};
+  std::array<std::atomic<uint64_t>, kFetchCauses> fetched_bytes_{};
+  std::atomic<uint64_t> ahead_trigger_{UINT64_MAX};
+  std::atomic<uint64_t> range_hint_{0};
+  LayerFetchState fetch_state_;
+
+  mutable absl::Mutex mutex_;  // a leaf: nothing is called under it
+  // What the pointers above point to, past versions included: callers hold references to those.
+  std::vector<std::unique_ptr<const Identity>> identities_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::unique_ptr<const LayerBody>> bodies_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Source> sources_ ABSL_GUARDED_BY(mutex_);
+  std::string preferred_source_ ABSL_GUARDED_BY(mutex_);
+  std::string not_lazy_reason_ ABSL_GUARDED_BY(mutex_);
+  std::string quarantine_ ABSL_GUARDED_BY(mutex_);
+  std::string last_error_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace lazyblob::contentstore
