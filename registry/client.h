@@ -58,7 +58,7 @@ struct Mirror {
 };
 
 struct ClientOptions {
-  bool plain_http = false;  // http for every host; else only for loopback hosts given as such in plain_http_hosts
+  bool plain_http = false;  // http for every host; else only for those listed next: "host:port", or "host" for any port
   std::vector<std::string> plain_http_hosts;
   std::string ca_file;  // PEM bundle in addition to the system's; empty: none
   // Tried in order before the host itself, for pulls only; asked with ?ns=<host>.
@@ -120,6 +120,7 @@ class Client {
   struct LinkEstimate {
     double bytes_per_second = 0;
     absl::Duration round_trip = absl::ZeroDuration();
+    bool ignores_ranges = false;  // it answered a ranged GET with the whole blob: reading in parts costs the whole
   };
   LinkEstimate EstimateLink(const oci::Reference& repository) const;
 

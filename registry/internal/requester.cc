@@ -1,0 +1,273 @@
+#include "registry/internal/requester.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/json.h"
+#include "base/status.h"
+#include "registry/internal/headers.h"
+#include "registry/internal/wait.h"
+
+namespace lazyblob::registry::internal {
+namespace {
+
+constexpr int kMaxHops = 5;
+constexpr size_t kMaxTargets = 4096;
+constexpr size_t kMaxErrorBody = 16 << 10;
+
+// Passes 2xx on to the caller's handler and keeps a bounded piece of every other body.
+class Filter final : public ResponseHandler {
+ public:
+  Filter(ResponseHandler* handler, const CallContext& context) : handler_(handler), context_(context) {}
+
+  absl::StatusOr<BodyAction> OnResponse(const HttpResponse& response) override {
+    response_ = response;
+    if (!success()) return BodyAction::kContinue;
+    return Pass(handler_->OnResponse(response));
+  }
+
+  absl::StatusOr<BodyAction> OnBody(absl::Span<const uint8_t> data) override {
+    if (success()) {
+      if (context_.bytes_received != nullptr)
+        context_.bytes_received->fetch_add(data.size(), std::memory_order_relaxed);
+      return Pass(handler_->OnBody(data));
+    }
+    // Short error bodies are read to their end so that the connection can be used again.
+    error_body_.append(reinterpret_cast<const char*>(data.data()), data.size());
+    return error_body_.size() > kMaxErrorBody ? BodyAction::kStop : BodyAction::kContinue;
+  }
+
+  // Ready for the next request of the same exchange.
+  void Reset() {
+    response_ = HttpResponse();
+    error_body_.clear();
+  }
+
+  bool success() const { return response_.status >= 200 && response_.status < 300; }
+  // The caller's handler ended it with an error: not the network's fault.
+  bool refused() const { return refused_; }
+  const HttpResponse& response() const { return response_; }
+  const std::string& error_body() const { return error_body_; }
+
+ private:
+  absl::StatusOr<BodyAction> Pass(absl::StatusOr<BodyAction> action) {
+    refused_ = refused_ || !action.ok();
+    return action;
+  }
+
+  ResponseHandler* const handler_;
+  const CallContext& context_;
+  HttpResponse response_;
+  std::string error_body_;
+  bool refused_ = false;
+};
+
+// The registry's error codes ("MANIFEST_UNKNOWN"). Its messages are left out: what a server writes there may
+// repeat what we sent.
+std::string ErrorCodes(const std::string& body) {
+  absl::StatusOr<nlohmann::json> json = base::ParseJson(body, kMaxErrorBody + 1, 8);
+  if (!json.ok() || !json->is_object()) return "";
+  auto errors = json->find("errors");
+  if (errors == json->end() || !errors->is_array()) return "";
+  std::string codes;
+  for (const auto& error : *errors) {
+    if (!error.is_object() || codes.size() > 100) break;
+    absl::StatusOr<std::optional<std::string>> code = base::JsonString(error, "code");
+    if (!code.ok() || !*code || (*code)->size() > 60) continue;
+    bool plain = std::all_of((*code)->begin(), (*code)->end(),
+                             [](char c) { return (c >= 'A' && c <= 'Z') || c == '_'; });
+    if (plain) absl::StrAppend(&codes, codes.empty() ? " " : ", ", **code);
+  }
+  return codes;
+}
+
+}  // namespace
+
+std::optional<Url> TargetCache::Find(const std::string& key) {
+  absl::MutexLock lock(&mutex_);
+  auto found = entries_.find(key);
+  if (found == entries_.end()) return std::nullopt;
+  order_.splice(order_.begin(), order_, found->second.position);
+  return found->second.target;
+}
+
+void TargetCache::Set(const std::string& key, const Url& target) {
+  absl::MutexLock lock(&mutex_);
+  if (auto found = entries_.find(key); found != entries_.end()) {
+    found->second.target = target;
+    order_.splice(order_.begin(), order_, found->second.position);
+    return;
+  }
+  order_.push_front(key);
+  entries_[key] = Entry{target, order_.begin()};
+  if (entries_.size() <= kMaxTargets) return;
+  entries_.erase(order_.back());
+  order_.pop_back();
+}
+
+void TargetCache::Forget(const std::string& key) {
+  absl::MutexLock lock(&mutex_);
+  auto found = entries_.find(key);
+  if (found == entries_.end()) return;
+  order_.erase(found->second.position);
+  entries_.erase(found);
+}
+
+struct Requester::Exchange {
+  const ApiRequest& request;
+  const CallContext& context;
+  Filter filter;
+  Url api;
+  Url url;
+  std::string scope;
+  std::string key;            // of the target cache; empty: not cached
+  std::string authorization;  // that the last request carried
+  bool from_cache = false;    // url came from the target cache
+  bool reauthenticated = false;
+  bool re_resolved = false;
+  int hops = 0;
+
+  bool at_api() const { return url == api; }
+  bool own_origin() const { return url.Origin() == api.Origin(); }
+};
+
+// Everybody who wants something from a host that asked for a pause waits here, unless the pause outlasts
+// them.
+absl::Status Requester::WaitForPause(const Url& url, const CallContext& context) {
+  while (true) {
+    RETURN_IF_ERROR(CheckLive(context, clock_));
+    absl::Duration until = hosts_.PausedUntil(url.Origin());
+    absl::Duration now = clock_.Monotonic();
+    if (until <= now) return absl::OkStatus();
+    if (until >= context.deadline) {
+      return absl::UnavailableError(
+          absl::StrCat(url.HostForMessages(), " asked to be left alone for another ",
+                       absl::FormatDuration(absl::Ceil(until - now, absl::Seconds(1))),
+                       ", longer than this call may take"));
+    }
+    sleep_(until - now, context);
+  }
+}
+
+std::optional<Attempt> Requester::Redirected(Exchange* exchange) {
+  const HttpResponse& response = exchange->filter.response();
+  auto refuse = [&](absl::Status status) { return Attempt{std::move(status), response.status, false}; };
+  if (++exchange->hops > kMaxHops) return refuse(absl::DataLossError("redirected more than 5 times"));
+  absl::StatusOr<Url> next = exchange->url.Resolve(response.Get("location"));
+  if (!next.ok()) return refuse(absl::DataLossError(absl::StrCat("redirect: ", next.status().message())));
+  if (exchange->url.scheme == "https" && next->scheme != "https") {
+    return refuse(absl::PermissionDeniedError("redirected from https to http; refused"));
+  }
+  absl::Status allowed = CheckTarget(exchange->api, *next, options_.allow_private_redirects);
+  if (!allowed.ok()) return refuse(base::Annotate(allowed, "redirect"));
+  exchange->url = *std::move(next);
+  exchange->from_cache = false;
+  return std::nullopt;
+}
+
+Attempt Requester::Refused(const Exchange& exchange) {
+  const HttpResponse& response = exchange.filter.response();
+  int status = response.status;
+  std::string text = absl::StrCat("HTTP ", status, ErrorCodes(exchange.filter.error_body()), " from ",
+                                  exchange.url.HostForMessages());
+  if (status == 429 || status == 503) {
+    std::optional<absl::Duration> pause = ParseRetryAfter(response.Get("retry-after"), clock_.WallTime());
+    if (pause) hosts_.Pause(exchange.url.Origin(), *pause);
+  }
+  if (status == 408 || status == 429 || status >= 500) return {absl::UnavailableError(text), status, true};
+  if (status == 401) {
+    const char* advice =
+        exchange.authorization.empty() ? " (no credentials are known for it)" : " to the credentials given";
+    return {absl::UnauthenticatedError(absl::StrCat(text, advice)), status, false};
+  }
+  if (status == 403) return {absl::PermissionDeniedError(text), status, false};
+  if (status == 404 || status == 410) return {absl::NotFoundError(text), status, false};
+  if (status == 416) return {absl::OutOfRangeError(text), status, false};
+  if (status < 400) return {absl::DataLossError(text), status, false};
+  return {absl::InvalidArgumentError(text), status, false};
+}
+
+std::optional<Attempt> Requester::Judge(Exchange* exchange) {
+  const HttpResponse& response = exchange->filter.response();
+  int status = response.status;
+  if (exchange->filter.success()) {
+    if (!exchange->key.empty() && exchange->hops > 0) targets_.Set(exchange->key, exchange->url);
+    return Attempt{absl::OkStatus(), status, false};
+  }
+  bool redirect = status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
+  if (redirect && !response.Get("location").empty()) return Redirected(exchange);
+  if (status == 401 && exchange->own_origin() && !exchange->reauthenticated) {
+    exchange->reauthenticated = true;
+    absl::Status learnt = authenticator_.Learn(exchange->request.endpoint, exchange->scope, response,
+                                               exchange->authorization, exchange->context);
+    if (!learnt.ok()) return Attempt{learnt, status, false};
+    return std::nullopt;
+  }
+  // A signed target that has run out answers one of these: ask the registry for a new one, once.
+  bool stale = (status == 400 || status == 401 || status == 403) && !exchange->at_api();
+  if (exchange->from_cache) stale = stale || status == 404 || status == 410;
+  if (stale && !exchange->re_resolved) {
+    exchange->re_resolved = true;
+    exchange->from_cache = false;
+    exchange->hops = 0;
+    exchange->url = exchange->api;
+    if (!exchange->key.empty()) targets_.Forget(exchange->key);
+    return std::nullopt;
+  }
+  if (!exchange->key.empty() && !exchange->at_api()) targets_.Forget(exchange->key);
+  return Refused(*exchange);
+}
+
+Attempt Requester::Follow(Exchange* exchange) {
+  while (true) {
+    HttpRequest http;
+    http.method = exchange->request.method;
+    http.url = exchange->url;
+    http.headers = exchange->request.headers;
+    http.deadline = exchange->context.deadline;
+    http.cancel = exchange->context.cancel;
+    http.allow_local_address =
+        MayConnectLocally(exchange->api, exchange->url, options_.allow_private_redirects) ||
+        exchange->at_api();
+    absl::Status waited = WaitForPause(exchange->url, exchange->context);
+    if (!waited.ok()) return {waited, 0, false};
+    exchange->authorization.clear();
+    if (exchange->own_origin()) {
+      absl::StatusOr<std::string> header =
+          authenticator_.Authorize(exchange->request.endpoint, exchange->scope, exchange->context);
+      if (!header.ok()) return {header.status(), 0, absl::IsUnavailable(header.status())};
+      exchange->authorization = *std::move(header);
+      if (!exchange->authorization.empty())
+        http.headers.emplace_back("Authorization", exchange->authorization);
+    }
+    TransferTiming timing;
+    absl::Status status = transport_.Perform(http, &exchange->filter, &timing);
+    if (exchange->filter.success()) hosts_.Observe(exchange->request.endpoint.host, timing);
+    if (!status.ok()) {
+      if (exchange->from_cache) targets_.Forget(exchange->key);
+      if (exchange->filter.refused()) return {status, exchange->filter.response().status, false};
+      bool retry = absl::IsUnavailable(status) || absl::IsDataLoss(status);
+      return {base::Annotate(status, exchange->url.HostForMessages()), 0, retry};
+    }
+    if (std::optional<Attempt> end = Judge(exchange)) return *std::move(end);
+    exchange->filter.Reset();
+  }
+}
+
+Attempt Requester::Send(const ApiRequest& request, ResponseHandler* handler, const CallContext& context) {
+  absl::StatusOr<Url> api = request.endpoint.ApiUrl(request.repository, request.rest);
+  if (!api.ok()) return {api.status(), 0, false};
+  Exchange exchange{request, context, Filter(handler, context), *api, *api, "", "", ""};
+  exchange.scope = absl::StrCat("repository:", request.repository, ":pull");
+  if (request.cache_target) {
+    exchange.key = api->ToString();
+    if (std::optional<Url> target = targets_.Find(exchange.key)) {
+      exchange.url = *std::move(target);
+      exchange.from_cache = true;
+    }
+  }
+  return Follow(&exchange);
+}
+
+}  // namespace lazyblob::registry::internal
