@@ -1,0 +1,40 @@
+# The front door, for a fresh Debian 12 as root. Each target installs what it needs and builds first.
+#   make build   build/lazyblobd, build/lazyblob, build/lazyblob-keeper
+#   make test    everything that can fail, in one CTest run
+#   make demo    a real image from a real registry, in every format
+#   make bench   the figures of docs/PERFORMANCE.md
+
+SHELL := /bin/bash
+JOBS ?= $(shell nproc)
+PROGRAMS := lazyblobd lazyblob lazyblob-keeper
+
+.PHONY: build test demo bench format clean
+.DEFAULT_GOAL := build
+
+build:
+	deploy/install-deps.sh build
+	cmake --preset default -DLAZYBLOB_ALL_TESTS=OFF
+	cmake --build --preset default -j $(JOBS) --target $(PROGRAMS)
+
+test:
+	deploy/install-deps.sh test
+	cmake --preset default -DLAZYBLOB_ALL_TESTS=ON
+	cmake --build --preset default -j $(JOBS)
+	ctest --preset default -j $(JOBS)
+
+demo: build
+	deploy/install-deps.sh demo
+	tests/e2e/demo.sh
+
+bench:
+	deploy/install-deps.sh bench
+	cmake --preset default -DLAZYBLOB_BENCH=ON
+	cmake --build --preset default -j $(JOBS)
+	bench/run.sh
+
+# Formats all sources in place.
+format:
+	git ls-files -z --cached --others --exclude-standard '*.cc' '*.h' | xargs -0 clang-format-19 -i
+
+clean:
+	rm -rf build build-asan build-tsan build-tsan-deps
