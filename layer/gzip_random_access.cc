@@ -65,9 +65,9 @@ absl::Status InflateMember(inflate_state* state, Bytes* blob, Target* target) {
 absl::Status InflateAll(inflate_state* state, Bytes blob, bool at_header, Target* target) {
   for (;;) {
     if (at_header) {
-      ASSIGN_OR_RETURN(const std::optional<size_t> header, ParseGzipHeader(blob));
-      if (!header) return Damaged();
-      blob.remove_prefix(*header);
+      const absl::StatusOr<std::optional<size_t>> header = ParseGzipHeader(blob);
+      if (!header.ok() || !header->has_value()) return Damaged();
+      blob.remove_prefix(**header);
       isal_inflate_reset(state);
     }
     const Bytes all = blob;
@@ -107,8 +107,7 @@ absl::Status InflateMembers(Bytes blob, uint64_t skip, absl::Span<uint8_t> out) 
   std::unique_ptr<inflate_state> state(new inflate_state);
   isal_inflate_init(state.get());
   Target target(skip, out);
-  if (absl::Status status = InflateAll(state.get(), blob, true, &target); !status.ok()) return Damaged();
-  return absl::OkStatus();
+  return InflateAll(state.get(), blob, true, &target);
 }
 
 }  // namespace lazyblob::layer::internal
