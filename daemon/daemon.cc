@@ -17,6 +17,7 @@
 #include "daemon/control_service.h"
 #include "daemon/living_requesters.h"
 #include "daemon/mount_manager.h"
+#include "daemon/plain_http_hosts.h"
 #include "fuse/keeper_client.h"
 #include "fuse/server.h"
 #include "oci/reference.h"
@@ -62,8 +63,9 @@ class Daemon {
 
     registry::ClientOptions client;
     client.credentials = std::shared_ptr<const registry::CredentialsProvider>(&requesters_, [](auto*) {});
+    RETURN_IF_ERROR(plain_http_.Load(options_.root + "/plain_http_hosts.json"));
+    client.is_plain_http = [this](const std::string& host) { return plain_http_.Contains(host); };
     client_ = std::make_unique<registry::Client>(std::move(client));
-    RETURN_IF_ERROR(client_->RestorePlainHttpHosts(options_.root + "/plain_http_hosts.json"));
 
     contentstore::ContentStoreOptions store;
     store.root = options_.root + "/layers";
@@ -86,6 +88,7 @@ class Daemon {
     parts.mounter = keeper_.get();
     parts.server = server_.get();
     parts.requesters = &requesters_;
+    parts.plain_http = &plain_http_;
     mounts_ = std::make_unique<MountManager>(parts);
     RETURN_IF_ERROR(mounts_->Restore(taken_over));
     ASSIGN_OR_RETURN(control_,
@@ -109,6 +112,7 @@ class Daemon {
   const DaemonOptions options_;
   Activity activity_;
   LivingRequesters requesters_;
+  PlainHttpHosts plain_http_;
   std::unique_ptr<fuse::KeeperClient> keeper_;
   std::unique_ptr<registry::Client> client_;
   std::unique_ptr<contentstore::ContentStore> store_;

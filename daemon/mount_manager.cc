@@ -14,6 +14,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "daemon/parallel.h"
+#include "layer/chain_image_name.h"
 #include "layer/chain_meta.h"
 #include "layer/erofs.h"
 
@@ -96,7 +97,7 @@ absl::StatusOr<ResolvedImage> MountManager::Resolve(const ImageRequest& request,
     ASSIGN_OR_RETURN(platform, oci::ParsePlatform(request.platform));
   }
   if (const auto* remote = std::get_if<oci::Reference>(&reference); remote != nullptr && request.plain_http) {
-    parts_.client->AllowPlainHttp(remote->host);
+    RETURN_IF_ERROR(parts_.plain_http->Add(remote->host));
   }
   return ResolveImage(parts_.client, reference, platform, context);
 }
@@ -125,20 +126,32 @@ absl::StatusOr<MountManager::Layers> MountManager::PrepareLayers(const ResolvedI
 }
 
 absl::StatusOr<std::string> MountManager::MetadataPath(const Layers& layers, size_t i) {
-  std::string own = layers[i]->directory() + "/meta.erofs";
+  const std::string& directory = layers[i]->directory();
+  std::string own = directory + "/meta.erofs";
   std::shared_ptr<const layer::LayerIndex> index = layers[i]->index();
   if (index->info().implied_directories.empty()) return own;
   std::vector<layer::LowerLayer> lowers;  // topmost first
-  base::Hasher chain;
+  base::Hasher hasher;
   for (size_t k = i; k-- > 0;) {
-    chain.Update(layers[k]->descriptor().digest.ToString());
+    hasher.Update(layers[k]->descriptor().digest.ToString());
     ASSIGN_OR_RETURN(auto image, layer::ErofsImage::Open(layers[k]->directory() + "/meta.erofs"));
-    lowers.push_back({std::move(image), layers[k]->index()->info().implied_directories});
+    lowers.push_back({layers[k]->index(), std::move(image)});
   }
-  std::string path =
-      absl::StrCat(layers[i]->directory(), "/meta-", chain.Finish().hex().substr(0, 16), ".erofs");
-  struct stat st;
-  if (stat(path.c_str(), &st) == 0) return path;
+  const std::string chain = hasher.Finish().hex().substr(0, 16);
+  absl::MutexLock lock(&chain_mutex_);
+  ASSIGN_OR_RETURN(std::vector<std::string> names, base::ListDirectory(directory));
+  int number = 1;
+  for (const std::string& name : names) {
+    std::optional<layer::ChainImageName> parsed = layer::ParseChainImageName(name);
+    if (!parsed.has_value()) continue;
+    if (parsed->chain == chain) return absl::StrCat(directory, "/", name);
+    number = std::max(number, parsed->number + 1);
+  }
+  if (number > layer::kMaxChainImages) {
+    return absl::ResourceExhaustedError(absl::StrCat("layer ", index->info().blob_digest.ToString(), ": used in more than ",
+                                                     layer::kMaxChainImages, " chains"));
+  }
+  std::string path = absl::StrCat(directory, "/", layer::ChainImageFile({number, chain}));
   ASSIGN_OR_RETURN(bool changed, layer::WriteChainImage(*index, lowers, path));
   return changed ? path : own;
 }

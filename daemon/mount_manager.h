@@ -19,6 +19,7 @@
 #include "daemon/layer_mounts.h"
 #include "daemon/living_requesters.h"
 #include "daemon/mount_table.h"
+#include "daemon/plain_http_hosts.h"
 #include "fuse/mounter.h"
 #include "fuse/server.h"
 #include "registry/client.h"
@@ -46,6 +47,7 @@ class MountManager {
     fuse::Mounter* mounter = nullptr;
     fuse::FuseServer* server = nullptr;
     LivingRequesters* requesters = nullptr;
+    PlainHttpHosts* plain_http = nullptr;
   };
   explicit MountManager(Parts parts);
   MountManager(const MountManager&) = delete;
@@ -78,7 +80,7 @@ class MountManager {
   absl::StatusOr<Layers> PrepareLayers(const ResolvedImage& image, bool keep_data,
                                        const contentstore::FetchContext& context, const LayerProgress& progress);
   // The metadata image of layer `i` of the chain: its own, or one with the attributes of the layers below.
-  absl::StatusOr<std::string> MetadataPath(const Layers& layers, size_t i);
+  absl::StatusOr<std::string> MetadataPath(const Layers& layers, size_t i) ABSL_LOCKS_EXCLUDED(chain_mutex_);
   absl::Status MountLayers(const Layers& layers, bool direct, MountedImage* image);
   absl::Status MountRoot(const Layers& layers, const MountedImage& image);
   void ReleaseLayers(const MountedImage& image);
@@ -91,6 +93,8 @@ class MountManager {
 
   absl::Mutex probe_mutex_;
   std::optional<fuse::ProbeResult> probe_ ABSL_GUARDED_BY(probe_mutex_);
+
+  absl::Mutex chain_mutex_;  // one chain image is made at a time; nothing else is locked under it
 
   mutable absl::Mutex mutex_;
   std::vector<MountedImage> mounts_ ABSL_GUARDED_BY(mutex_);
