@@ -20,6 +20,7 @@ Nothing is forgiven unless asked for by --allow NAME[=PATH]; the names are:
   dropped-trusted-xattrs    A has trusted.* that B has not (B must not have more)
   overlay-xattrs            trusted.overlay.* or user.overlay.* on either side: marks of an overlay's own layers
   toc-files                 names at the root that eStargz adds: stargz.index.json, .prefetch.landmark, .no.prefetch.landmark
+  eio                           a file of B that cannot be read: the error is EIO (never wrong bytes)
   missing=PATH, extra=PATH  PATH (and what is below) is in A only, in B only
   directory-nlink           never compared; here to say so
 """
@@ -212,7 +213,7 @@ def load(name):
 
 class Allowed:
     NAMES = {"implied-dir-mtime", "root-mtime", "mtime", "clamped-mtime", "toc-seconds", "dropped-trusted-xattrs", "overlay-xattrs", "toc-files",
-             "missing", "extra", "hidden-links"}
+             "missing", "extra", "hidden-links", "eio"}
 
     def __init__(self, options):
         self.options = []
@@ -268,6 +269,8 @@ def compare(a, b, allowed):
             yield f"{show(path)}: type {oct(x['type'])} is {oct(y['type'])}"
             continue
         for key in ("mode", "uid", "gid", "size", "link", "device", "sha256"):
+            if key == "sha256" and allowed.has("eio") and str(y.get(key)).startswith("EIO by"):
+                continue
             if x.get(key) != y.get(key):
                 values = [oct(v) if key == "mode" else repr(v) for v in (x.get(key), y.get(key))]
                 yield f"{show(path)}: {key} {values[0]} is {values[1]}"

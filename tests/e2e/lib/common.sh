@@ -15,6 +15,7 @@ BUILD_DIR=${LAZYBLOB_BUILD:-$SOURCE_DIR/build}
 WORK=${LAZYBLOB_WORK:-$BUILD_DIR/e2e}
 LAZYBLOB=$BUILD_DIR/lazyblob
 LAZYBLOBD=$BUILD_DIR/lazyblobd
+LAZYBLOB_KEEPER=$BUILD_DIR/lazyblob-keeper
 PYTHON=/usr/bin/python3   # Debian's, whatever the caller's PATH prefers
 SCRIPT_NAME=$(basename "$0" .sh)
 
@@ -29,7 +30,7 @@ need_tools() {
   done
 }
 need_programs() {
-  [ -x "$LAZYBLOB" ] && [ -x "$LAZYBLOBD" ] || die "no lazyblob in $BUILD_DIR: build first (make build)"
+  [ -x "$LAZYBLOB" ] && [ -x "$LAZYBLOBD" ] && [ -x "$LAZYBLOB_KEEPER" ] || die "no lazyblob in $BUILD_DIR: build first (make build)"
 }
 
 now_ms() { local t=$EPOCHREALTIME; echo $(( ${t%.*} * 1000 + 10#${t#*.} / 1000 )); }

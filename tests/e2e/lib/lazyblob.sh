@@ -16,24 +16,32 @@ lb_root() {
   on_exit "lb_end_root '$ROOT_DIR'"
 }
 
-# Ids of our programs that were started with this root. Found by argument, ended one by one.
+# Ids of the keeper and the daemon that were started with this root. Found by argument, ended one by one.
 lb_pids() {
-  local p
+  local p exe
   for p in /proc/[0-9]*; do
-    [ "$(readlink "$p/exe" 2>/dev/null)" = "$LAZYBLOBD" ] || continue
+    exe=$(readlink "$p/exe" 2>/dev/null) || continue
+    case ${exe% (deleted)} in "$LAZYBLOBD" | "$LAZYBLOB_KEEPER") ;; *) continue ;; esac
     if tr '\0' '\n' < "$p/cmdline" 2>/dev/null | grep -qxF -e "$1" -e "--root=$1"; then echo "${p#/proc/}"; fi
   done
 }
 
-# The serving daemon, not its keeper: the one whose parent is one of ours, else the youngest.
+# The serving daemon, not its keeper.
 lb_daemon_pid() {
-  local pids pid parent
-  pids=$(lb_pids "$1")
-  for pid in $pids; do
-    parent=$(awk '/^PPid:/ {print $2}' "/proc/$pid/status" 2>/dev/null) || continue
-    if grep -qx "$parent" <<< "$pids"; then echo "$pid"; return; fi
+  local pid exe
+  for pid in $(lb_pids "$1"); do
+    exe=$(readlink "/proc/$pid/exe" 2>/dev/null) || continue
+    case $exe in "$LAZYBLOBD"*) echo "$pid"; return ;; esac
   done
-  tail -1 <<< "$pids"
+}
+
+lb_no_daemon() { [ -z "$(lb_pids "$1")" ]; }
+
+# What both have taken at most, in KiB.
+lb_peak_kib() {
+  local pid sum=0
+  for pid in $(lb_pids "$1"); do sum=$((sum + $(awk '/^VmHWM:/ {print $2}' "/proc/$pid/status"))); done
+  echo "$sum"
 }
 
 lb_end_root() {
