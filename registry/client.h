@@ -60,6 +60,8 @@ struct Mirror {
 struct ClientOptions {
   bool plain_http = false;  // http for every host; else only for those listed next: "host:port", or "host" for any port
   std::vector<std::string> plain_http_hosts;
+  // Asked too at every request, by any thread: hosts that become known later. May be empty.
+  std::function<bool(const std::string& host)> is_plain_http;
   std::string ca_file;  // PEM bundle in addition to the system's; empty: none
   // Tried in order before the host itself, for pulls only; asked with ?ns=<host>.
   std::map<std::string, std::vector<Mirror>> mirrors;

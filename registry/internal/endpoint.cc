@@ -26,7 +26,7 @@ absl::StatusOr<Endpoint> MakeEndpoint(const std::string& host, bool plain_http) 
 }
 
 bool PlainHttp(const std::string& host, const ClientOptions& options) {
-  if (options.plain_http) return true;
+  if (options.plain_http || (options.is_plain_http && options.is_plain_http(host))) return true;
   std::string bare =
       host.substr(0, host.find(':', host.rfind(']') == std::string::npos ? 0 : host.rfind(']')));
   const auto& hosts = options.plain_http_hosts;
