@@ -1,0 +1,130 @@
+// The parts of the keeper that need no privileges.
+
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+
+#include "fuse/internal/child_process.h"
+#include "fuse/internal/keeper_protocol.h"
+#include "fuse/internal/probe.h"
+#include "fuse/keeper.h"
+#include "fuse/mounter.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace lazyblob::fuse {
+namespace {
+
+using internal::KernelAtLeast;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+TEST(KernelAtLeast, ComparesReleases) {
+  EXPECT_TRUE(KernelAtLeast("6.12.2", 6, 12, 2));
+  EXPECT_TRUE(KernelAtLeast("6.18.44-fc-v657", 6, 12, 2));
+  EXPECT_TRUE(KernelAtLeast("7.0-rc1", 6, 12, 2));
+  EXPECT_TRUE(KernelAtLeast("6.13", 6, 12, 2));
+  EXPECT_FALSE(KernelAtLeast("6.12.1-amd64", 6, 12, 2));
+  EXPECT_FALSE(KernelAtLeast("6.12", 6, 12, 2));
+  EXPECT_FALSE(KernelAtLeast("6.12-rc3", 6, 12, 2));
+  EXPECT_FALSE(KernelAtLeast("5.99.99", 6, 12, 2));
+  EXPECT_FALSE(KernelAtLeast("", 0, 0, 0));
+  EXPECT_FALSE(KernelAtLeast("linux", 0, 0, 0));
+  EXPECT_TRUE(KernelAtLeast("6.99999999999999", 6, 12, 2));
+}
+
+TEST(Modes, NamesGoBothWays) {
+  for (Mode mode : {Mode::kErofs, Mode::kLoop, Mode::kFuse})
+    EXPECT_EQ(ParseMode(ModeName(mode))->value(), mode);
+  EXPECT_FALSE(ParseMode("auto")->has_value());
+  absl::Status wrong = ParseMode("er\nofs").status();
+  EXPECT_TRUE(absl::IsInvalidArgument(wrong));
+  EXPECT_THAT(std::string(wrong.message()), HasSubstr("er\\x0aofs"));
+}
+
+TEST(KeeperArguments, AreParsed) {
+  auto options = ParseKeeperArguments({"--max-restarts=3", "--ready-fd=7", "--", "/bin/d", "--root", "--"});
+  ASSERT_TRUE(options.ok()) << options.status();
+  EXPECT_EQ(options->max_restarts, 3);
+  EXPECT_EQ(options->ready_fd, 7);
+  EXPECT_THAT(options->daemon, ElementsAre("/bin/d", "--root", "--"));
+  EXPECT_EQ(ParseKeeperArguments({"--", "/bin/d"})->ready_fd, -1);
+  for (const std::vector<std::string>& wrong :
+       std::vector<std::vector<std::string>>{{},
+                                             {"--"},
+                                             {"/bin/d"},
+                                             {"--", "d"},
+                                             {"--ready-fd=x", "--", "/d"},
+                                             {"--ready-fd=-1", "--", "/d"}}) {
+    EXPECT_FALSE(ParseKeeperArguments(wrong).ok());
+  }
+}
+
+TEST(ChildProcess, HandsBackItsResult) {
+  auto child = internal::RunInChild(-1, [] { return std::string("result"); });
+  ASSERT_TRUE(child.ok()) << child.status();
+  EXPECT_EQ(internal::ReceivePacket(child->result.get(), false, 0)->bytes, "result");
+  int status = 0;
+  ASSERT_EQ(waitpid(child->pid, &status, 0), child->pid);
+  EXPECT_EQ(status, 0);
+}
+
+TEST(ChildProcess, KeepsNoDescriptorButTheNamedOne) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  base::UniqueFd reader(ends[0]);
+  base::UniqueFd writer(ends[1]);
+  auto child = internal::RunInChild(reader.get(), [&] {
+    bool kept = fcntl(reader.get(), F_GETFD) >= 0;
+    bool leaked = fcntl(writer.get(), F_GETFD) >= 0;
+    return std::string(kept && !leaked ? "right" : "wrong");
+  });
+  ASSERT_TRUE(child.ok());
+  EXPECT_EQ(internal::ReceivePacket(child->result.get(), false, 0)->bytes, "right");
+  waitpid(child->pid, nullptr, 0);
+}
+
+TEST(ChildProcess, ADeadChildHasNoResult) {
+  auto child = internal::RunInChild(-1, [] {
+    raise(SIGKILL);
+    return std::string("never");
+  });
+  ASSERT_TRUE(child.ok());
+  EXPECT_EQ(internal::ReceivePacket(child->result.get(), false, 0)->bytes, "");
+  waitpid(child->pid, nullptr, 0);
+}
+
+TEST(ChildProcess, CloseInChildDropsEveryReference) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  base::UniqueFd reader(ends[0]);
+  std::vector<base::UniqueFd> closing;
+  closing.emplace_back(ends[1]);
+  internal::CloseInChild(std::move(closing));
+  char byte;
+  EXPECT_EQ(read(reader.get(), &byte, 1), 0);  // the end: no writer is left anywhere
+  EXPECT_GT(waitpid(-1, nullptr, 0), 0);
+}
+
+TEST(ChildProcess, DyingIsSeen) {
+  EXPECT_FALSE(internal::IsDying(getpid()));
+  pid_t pid = fork();
+  if (pid == 0) _exit(0);
+  siginfo_t info;
+  ASSERT_EQ(waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT), 0);
+  EXPECT_TRUE(internal::IsDying(pid));  // a zombie
+  waitpid(pid, nullptr, 0);
+  EXPECT_TRUE(internal::IsDying(pid));  // gone
+}
+
+TEST(StateFileSystem, OnlyWhereErofsImagesCanBeMountedFrom) {
+  absl::Status status = internal::CheckStateFileSystem("/proc");
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("must be on ext4, xfs or btrfs"));
+  EXPECT_TRUE(absl::IsNotFound(internal::CheckStateFileSystem("/no/such/place")));
+}
+
+}  // namespace
+}  // namespace lazyblob::fuse
