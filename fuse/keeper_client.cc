@@ -1,5 +1,6 @@
 #include "fuse/keeper_client.h"
 
+#include <fcntl.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -169,6 +170,8 @@ absl::StatusOr<std::unique_ptr<KeeperClient>> KeeperClient::Connect(base::Unique
   if (type != SOCK_SEQPACKET) {
     return absl::InvalidArgumentError(absl::StrCat("descriptor ", socket.get(), " is not a keeper socket"));
   }
+  // It was inherited, so it has no FD_CLOEXEC; whoever has it may have anything unmounted.
+  if (fcntl(socket.get(), F_SETFD, FD_CLOEXEC) != 0) return base::ErrnoStatus(errno, "keeper socket");
   auto impl = std::make_unique<Impl>(std::move(socket));
   impl->Start();
   return std::unique_ptr<KeeperClient>(new KeeperClient(std::move(impl)));

@@ -1,7 +1,7 @@
 #pragma once
 
-// Mounting, as a role: lazyblobd asks, the keeper does (design rule 2: no thread of lazyblobd ever enters one of its
-// own file systems). tests/support has a fake. Thread-safe; calls block until the kernel has answered.
+// Mounting, as a role: lazyblobd asks, the keeper does (design rule 2: no thread of lazyblobd ever enters one
+// of its own file systems). tests/support has a fake. Thread-safe; calls block until the kernel has answered.
 
 #include <cstdint>
 #include <optional>
@@ -25,10 +25,10 @@ absl::string_view ModeName(Mode mode);  // "erofs", "loop", "fuse"
 absl::StatusOr<std::optional<Mode>> ParseMode(absl::string_view text);
 
 struct LayerMountRequest {
-  base::Digest layer;      // its data area is blobs/<digest> of our FUSE file system, its tree trees/<digest>
-  std::string meta_path;   // EROFS image; unused in mode kFuse
-  std::string data_path;   // complete layers: the cache file, mounted without FUSE; empty: the FUSE blob
-  std::string target;      // existing directory below the state root
+  base::Digest layer;     // its data area is blobs/<digest> of our FUSE file system, its tree trees/<digest>
+  std::string meta_path;  // EROFS image; unused in mode kFuse
+  std::string data_path;  // complete layers: the cache file, mounted without FUSE; empty: the FUSE blob
+  std::string target;     // existing directory below the state root
   Mode mode = Mode::kErofs;
 };
 

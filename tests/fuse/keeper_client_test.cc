@@ -167,6 +167,15 @@ TEST_F(KeeperClientTest, TooMuchForOneMessageIsRefusedHere) {
   EXPECT_TRUE(absl::IsInvalidArgument(client_->MountOverlay(request)));
 }
 
+TEST(KeeperClient, ProgramsTheDaemonStartsDoNotInheritTheSocket) {
+  int ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends), 0);
+  base::UniqueFd keeper(ends[0]);
+  auto client = KeeperClient::Connect(base::UniqueFd(ends[1]));
+  ASSERT_TRUE(client.ok()) << client.status();
+  EXPECT_NE(fcntl(ends[1], F_GETFD) & FD_CLOEXEC, 0);
+}
+
 TEST(KeeperClient, OnlyPacketSocketsAreKeepers) {
   EXPECT_FALSE(KeeperClient::Connect(base::UniqueFd(open("/dev/null", O_RDONLY | O_CLOEXEC))).ok());
   int ends[2];
