@@ -10,7 +10,7 @@ need_tools docker-registry skopeo umoci ctr-remote mmdebstrap
 "$E2E_DIR/make_images.sh" debian
 make_scratch
 registry_start demo "$WORK/images/registry"
-before=$(mount_count)
+before=$(our_mounts)
 printf '\nPython 3 with numpy, started in an image that is not there yet (registry: Debian'\''s docker-registry, %s)\n\n' "$REG"
 printf '%-24s %10s %16s %10s %12s  %-7s %s\n' format image fetched index "first output" mode "what it said"
 
@@ -46,4 +46,4 @@ run zstd "zstd" no
 run estargz "eStargz" no
 run zstdchunked "zstd:chunked" no
 echo
-[ "$(mount_count)" = "$before" ] || die "something is left mounted"
+[ "$(our_mounts)" = "$before" ] || die "something is left mounted"

@@ -1,6 +1,7 @@
 #!/bin/bash
 # Bad input is one clear line on stderr, an exit status other than 0, and nothing left mounted; a daemon that serves
-# something good meanwhile goes on serving it. Then single bytes are flipped: EIO or a refusal, never wrong bytes.
+# something good meanwhile goes on serving it. A TOC that lies may also be passed over, the layer then being read as a
+# plain one: all of it verified, not lazy, with a reason (LAZYBLOB_TOC_LIES=refuse forbids that). Then single bytes are flipped: EIO or a refusal, never wrong bytes.
 #   e2e_bad_input.sh [images | machine | flips]      default: all
 . "$(dirname "$0")/lib/common.sh"
 . "$E2E_DIR/lib/registry.sh"
@@ -11,6 +12,7 @@ need_programs
 make_scratch
 parts=${1:-images machine flips}
 CASES=$WORK/images/made/cases.json
+mkdir -p "$SCRATCH/bad"
 failures=0
 fail() { log "FAILED: $*"; failures=$((failures + 1)); }
 cases() { "$PYTHON" -c "import json,sys; c=json.load(open(sys.argv[1])); $1" "$CASES"; }
@@ -19,12 +21,34 @@ cases() { "$PYTHON" -c "import json,sys; c=json.load(open(sys.argv[1])); $1" "$C
 refused() {
   local what=$1 needle=$2 before after
   shift 2
-  before=$(mount_count)
-  if ! lb_refused "$@"; then fail "$what"; unmount_below "$SCRATCH/bad"; return 0; fi
+  before=$(our_mounts)
+  if ! lb_refused "$@"; then
+    fail "$what: $(lb --root "$ROOT_DIR" status "$SCRATCH/bad" 2>&1 | tail -1)"
+    lb_umount "$SCRATCH/bad" 2>/dev/null || unmount_below "$SCRATCH/bad"
+    return 0
+  fi
   grep -qF -- "$needle" "$LB_ERR" || fail "$what: the line does not name '$needle': $(cat "$LB_ERR")"
-  after=$(mount_count)
-  [ "$before" = "$after" ] || { fail "$what: mounts before $before, after $after"; unmount_below "$SCRATCH/bad"; }
+  after=$(our_mounts)
+  [ "$before" = "$after" ] || { fail "$what: left mounted: $(diff <(echo "$before") <(echo "$after") | tr '\n' ' ')"; unmount_below "$SCRATCH/bad"; }
   [ "${VERBOSE:-}" = "" ] || log "$what: $(cat "$LB_ERR")"
+}
+# A lie in a TOC: refused, or seen through: mounted as the plain layer that the blob is, not lazy, the reason told.
+toc_lie() {
+  local what=$1 ref=$2 needle=$3
+  if [ "${LAZYBLOB_TOC_LIES:-}" = refuse ] || ! lb_mount auto "$ref" "$SCRATCH/bad" 2> /dev/null; then
+    refused "$what" "$needle" mount_bad "$ref"
+    return 0
+  fi
+  lb_json "$LB_OUT" 'not any(l["lazy"] for l in layers) and all(l["reason"] for l in layers)' | grep -qx True ||
+    fail "$what: a layer whose TOC lies is lazy, or no reason is given"
+  local sums; sums=$(cd "$SCRATCH/bad" && find . -type f ! -name stargz.index.json | sort | xargs -r sha256sum | sha256sum)
+  [ "$sums" = "$4" ] || fail "$what: wrong files: $(cd "$SCRATCH/bad" && find . -type f | head -5 | tr '\n' ' ')"
+  lb_umount "$SCRATCH/bad" || fail "$what: cannot be unmounted"
+}
+# The files of an image as umoci unpacks them, as one digest.
+files_of() {
+  judge_tree "$1" "$2"
+  (cd "$JUDGE" && find . -type f ! -name stargz.index.json ! -name .no.prefetch.landmark | sort | xargs -r sha256sum | sha256sum)
 }
 mount_bad() { lb --root "$ROOT_DIR" mount --plain-http --progress none "$1" "$SCRATCH/bad"; }
 
@@ -32,8 +56,13 @@ images() {
   registry_start bad "$WORK/images/registry"
   lb_root bad
   lb_mount auto "$REG/made/pax:estargz" "$SCRATCH/good" || die "the good image cannot be mounted"
-  local name expect file daemon
-  while read -r name expect file <&3; do
+  local first; first=$(lb_daemon_pid "$ROOT_DIR")
+  local name expect file sum daemon
+  while read -r name expect file sum <&3; do
+    if [[ $name == toc-* && $expect == refuse && $name != toc-bomb ]]; then
+      toc_lie "bad/$name" "$REG/bad/$name:latest" "bad/$name" "$(files_of "bad/$name" latest)"
+      continue
+    fi
     if [ "$expect" = refuse ]; then
       refused "bad/$name" "bad/$name" mount_bad "$REG/bad/$name:latest" || true
       continue
@@ -42,15 +71,18 @@ images() {
       log "bad/$name: refused at once, fine: $(tail -1 "$SCRATCH/err")"
       continue
     fi
-    if timeout 90 cat "$SCRATCH/bad/$file" > "$SCRATCH/out" 2> "$SCRATCH/err"; then fail "bad/$name: $file could be read"; fi
-    grep -q 'Input/output error' "$SCRATCH/err" || fail "bad/$name: not EIO: $(cat "$SCRATCH/err")"
-    [ ! -s "$SCRATCH/out" ] || fail "bad/$name: wrong bytes were given out"
-    lb --root "$ROOT_DIR" status --json "$SCRATCH/bad" > "$SCRATCH/status.json" || fail "bad/$name: no status"
-    [ -n "$(lb_json "$SCRATCH/status.json" '"".join(l["last_error"] for l in layers)')" ] || fail "bad/$name: status gives no reason"
+    if timeout 90 cat "$SCRATCH/bad/$file" > "$SCRATCH/out" 2> "$SCRATCH/err"; then
+      [ "$(sha256sum < "$SCRATCH/out" | cut -d' ' -f1)" = "$sum" ] || fail "bad/$name: $file was read, with wrong bytes"
+    else
+      grep -q 'Input/output error' "$SCRATCH/err" || fail "bad/$name: not EIO: $(cat "$SCRATCH/err")"
+      [ ! -s "$SCRATCH/out" ] || fail "bad/$name: wrong bytes were given out before the error"
+      lb --root "$ROOT_DIR" status --json "$SCRATCH/bad" > "$SCRATCH/status.json" || fail "bad/$name: no status"
+      [ -n "$(lb_json "$SCRATCH/status.json" '"".join(l["last_error"] for l in layers)')" ] || fail "bad/$name: status gives no reason"
+    fi
     lb_umount "$SCRATCH/bad" || fail "bad/$name: cannot be unmounted"
-  done 3< <(cases 'print(*(f"{n} {v["expect"]} {v["file"] or "-"}" for n, v in c["bad"].items()), sep="\n")')
+  done 3< <(cases '[print(n, v["expect"], v["file"] or "-", v.get("sha256")) for n, v in c["bad"].items()]')
   for name in $(cases 'print(*c["lies"])'); do
-    refused "made/large:lie-$name" "made/large" mount_bad "$REG/made/large:lie-$name"
+    toc_lie "made/large:lie-$name" "$REG/made/large:lie-$name" "made/large" "$(files_of made/large gzip)"
   done
   # two TOCs that disagree: not lazy, but right
   if lb_mount auto "$REG/made/large:lie-disagree" "$SCRATCH/bad"; then
@@ -67,6 +99,7 @@ images() {
   "$PYTHON" "$E2E_DIR/tree_diff.py" --allow toc-files --allow toc-seconds --allow-file "$JUDGE_ALLOW" "$JUDGE" "$SCRATCH/good" ||
     fail "the good image beside the bad ones is wrong now"
   daemon=$(lb_daemon_pid "$ROOT_DIR")
+  [ "$daemon" = "$first" ] || fail "lazyblobd $first died of bad input; now it is '$daemon'"
   local peak; peak=$(awk '/^VmHWM:/ {print int($2 / 1024)}' "/proc/$daemon/status")
   log "peak memory of the daemon: $peak MiB"
   [ "$peak" -lt 1024 ] || fail "the daemon took $peak MiB for bad input"
@@ -134,9 +167,22 @@ full_disk() {
   mount -o loop "$SCRATCH/disk.img" "$disk"
   ROOT_DIR=$disk/root
   on_exit "lb_end_root '$ROOT_DIR'"
-  # a plain layer has to be kept whole: 170 MB do not fit
+  # not even an index fits
+  fallocate -l "$(($(df --output=avail -B1 "$disk" | tail -1) - 262144))" "$disk/filler"
   refused "full disk" "debian" mount_bad "$REG/debian:gzip"
-  mountpoint -q "$SCRATCH/bad" && fail "full disk: mounted all the same"
+  rm "$disk/filler"
+  # the data of a plain layer do not fit: a clear refusal, or the right tree
+  if lb_refused mount_bad "$REG/debian:gzip" 2> /dev/null; then
+    log "full disk: a plain layer is refused: $(cat "$LB_ERR")"
+  else
+    mountpoint -q "$SCRATCH/bad" || fail "full disk: neither refused nor mounted: $(cat "$LB_ERR")"
+    judge_tree debian gzip
+    "$PYTHON" "$E2E_DIR/tree_diff.py" --allow clamped-mtime --allow-file "$JUDGE_ALLOW" "$JUDGE" "$SCRATCH/bad" ||
+      fail "full disk: wrong tree"
+    lb_umount "$SCRATCH/bad" || fail "full disk: umount of the plain image"
+  fi
+  lb_end_root "$ROOT_DIR"
+  rm -rf "$ROOT_DIR"
   # a lazy one is read through a cache that is too small: right bytes all the same
   if lb_mount auto "$REG/debian:estargz" "$SCRATCH/bad"; then
     judge_tree debian gzip

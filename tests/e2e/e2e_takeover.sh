@@ -59,9 +59,9 @@ takeover() {
   lb_umount "$dir" || { fail "$mode: last umount"; unmount_below "$dir"; }
   registry_start takeover "$WORK/images/registry"
 }
-before=$(mount_count)
+before=$(our_mounts)
 [ $# -gt 0 ] || set -- erofs loop fuse
 for mode in "$@"; do takeover "$mode"; done
-[ "$(mount_count)" = "$before" ] || fail "mounts are left behind"
+[ "$(our_mounts)" = "$before" ] || fail "mounts are left behind"
 log "$failures failures"
 [ "$failures" = 0 ]

@@ -18,7 +18,7 @@ need_programs
 make_scratch
 registry_start "tree-$1" "$WORK/images/registry"
 failures=0 runs=0
-before=$(mount_count)
+before=$(our_mounts)
 
 check() {  # repository, format, mode, twin, allowances
   local repo=$1 format=$2 mode=$3 twin=$4 dir=$SCRATCH/mnt allow=(--allow dropped-trusted-xattrs --allow clamped-mtime) a
@@ -67,6 +67,6 @@ case $1 in
   *) die "debian or made?" ;;
 esac
 [ "$runs" -gt 0 ] || die "nothing was compared"
-[ "$(mount_count)" = "$before" ] || { log "mounts are left behind"; failures=$((failures + 1)); }
+[ "$(our_mounts)" = "$before" ] || { log "mounts are left behind"; failures=$((failures + 1)); }
 log "$runs mounts compared, $failures failures"
 [ "$failures" = 0 ]

@@ -7,7 +7,7 @@ made_tars.py --lies --layout DIR --registry …     second pass, after conversio
 Written beside the layout: cases.json (what each image is and how it is judged), convert.list (images to convert with
 ctr-remote). A good case is judged by what umoci makes of it, or of its twin: an image with the same meaning in plain
 words, for what the judges refuse or disagree about. A hostile case names what must happen: "refuse" (mount fails with
-one line) or "eio" (mounts, but reading FILE fails).
+one line) or "eio" (mounts, but reading FILE fails, or gives the bytes of its tar).
 """
 import argparse
 import gzip
@@ -465,6 +465,9 @@ def entries_bomb():
     return [(one * 3000, LAYER + "+gzip", "sha256:" + "3" * 64, None)]
 
 
+LYING_FILES = {"dir/a": hashlib.sha256(noise(100_000)).hexdigest(), "dir/b": hashlib.sha256(b"b" * 5000).hexdigest()}
+
+
 def lying(change=None, **more):
     """An eStargz layer whose TOC `change` has edited (its digest annotation is right)."""
     blob, toc_digest, diff = estargz.build([("dir/", None), ("dir/a", noise(100_000)), ("dir/b", b"b" * 5000)],
@@ -543,10 +546,6 @@ def write_good(layout):
     return cases, converts
 
 
-def tamper_target(layout, tag):
-    return layout.manifest(tag)["layers"][0]["digest"]
-
-
 def write_all(layout, host):
     cases, converts = write_good(layout)
     for name in cases:
@@ -556,10 +555,10 @@ def write_all(layout, host):
     for name, case in HOSTILE.items():
         layout.write_image(name, case["make"]())
         push(layout, name, f"{host}/bad/{name}:latest")
-        bad[name] = {"expect": case["expect"], "file": case["file"]}
+        bad[name] = {"expect": case["expect"], "file": case["file"], "sha256": LYING_FILES.get(case["file"])}
     write_manifest_lies(layout, host, bad)
-    tamper = {"corrupt-blob": ["flip", tamper_target(layout, "corrupt-blob")],
-              "short-blob": ["cut", tamper_target(layout, "short-blob")]}
+    tamper = {kind: layout.manifest(name)["layers"][0]["digest"]
+              for kind, name in (("flip", "corrupt-blob"), ("cut", "short-blob"))}
     with open(os.path.join(layout.path, "convert.list"), "w") as f:
         f.writelines(name + "\n" for name in converts)
     with open(os.path.join(layout.path, "cases.json"), "w") as f:

@@ -120,7 +120,7 @@ CHECK
 
 make_made() {
   step "made images"
-  rm -rf "$IMAGES/made" "$IMAGES/registry/docker/registry/v2/repositories"/{made,bad} "$WORK"/judge/made_*
+  rm -rf "$IMAGES/made" "$IMAGES/registry/docker/registry/v2/repositories"/{made,bad} "$WORK"/judge/{made,bad}_*
   "$PYTHON" "$E2E_DIR/made_tars.py" --layout "$IMAGES/made" --registry "$REG"
   step "converting made images"
   local name first second
@@ -132,17 +132,18 @@ make_made() {
     wait $second || die "ctr-remote cannot convert made/$name to zstdchunked, see $IMAGES/convert.log"
   done < "$IMAGES/made/convert.list"
   "$PYTHON" "$E2E_DIR/made_tars.py" --lies --layout "$IMAGES/made" --registry "$REG"
-  "$PYTHON" - "$IMAGES/made/cases.json" "$IMAGES/registry" <<'TAMPER' || die "the registry's storage is not as expected"
+  "$PYTHON" - "$IMAGES" <<'TAMPER' || die "the registry's storage is not as expected"
 import json, os, sys
-for kind, digest in json.load(open(sys.argv[1]))["tamper"].values():  # docker-registry serves what lies there
+for kind, digest in json.load(open(sys.argv[1] + "/made/cases.json"))["tamper"].items():
     hexa = digest.split(":")[1]
-    path = os.path.join(sys.argv[2], "docker/registry/v2/blobs/sha256", hexa[:2], hexa, "data")
-    data = bytearray(open(path, "rb").read())
+    data = bytearray(open(f"{sys.argv[1]}/made/blobs/sha256/{hexa}", "rb").read())
     if kind == "flip":
         data[len(data) // 2] ^= 1
     else:
         del data[-1000:]
-    open(path, "wb").write(data)
+    path = f"{sys.argv[1]}/registry/docker/registry/v2/blobs/sha256/{hexa[:2]}/{hexa}/data"
+    assert os.path.exists(path)
+    open(path, "wb").write(data)   # docker-registry serves what lies there
 TAMPER
 }
 

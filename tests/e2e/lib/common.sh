@@ -72,8 +72,8 @@ unmount_below() {
   while read -r m; do umount "$(printf '%b' "$m")" 2>/dev/null || umount -l "$(printf '%b' "$m")"; done < <(mounts_below "$1")
 }
 
-# Mount namespaces other than ours are not looked at: nothing here makes any.
-mount_count() { wc -l < /proc/self/mountinfo; }
+# What this run has mounted or attached to loop devices, one per line. Other users of the machine do not matter.
+our_mounts() { mounts_below "$SCRATCH"; losetup -n -O BACK-FILE | grep -F "$SCRATCH/" || true; }
 
 drop_caches() { sync; echo 3 > /proc/sys/vm/drop_caches; }
 

@@ -45,8 +45,10 @@ lb_peak_kib() {
 }
 
 lb_end_root() {
-  local pid
-  unmount_below "$SCRATCH"
+  local pid mount
+  while read -r mount; do
+    case $1/ in "$mount"/*) ;; *) umount "$mount" 2>/dev/null || umount -l "$mount" ;; esac
+  done < <(mounts_below "$SCRATCH")
   sleep 0.2
   for pid in $(lb_pids "$1"); do end_process "$pid"; done
   unmount_below "$1"

@@ -29,7 +29,8 @@ CONFIG
     token) _token_server_start "$dir" "$config" ;;
     *) die "unknown registry auth '$auth'" ;;
   esac
-  docker-registry serve "$config" > "$REG_LOG" 2>&1 &
+  : > "$REG_LOG"   # a start before may have left its port there
+  docker-registry serve "$config" >> "$REG_LOG" 2>&1 &
   REG_PID=$!
   disown "$REG_PID"
   on_exit "end_process $REG_PID"
