@@ -216,7 +216,7 @@ flips() {
     skopeo copy -q --preserve-digests --src-tls-verify=false --dest-tls-verify=false \
       "docker://$source/made/type-changes:$format" "docker://$REG/flip:$format"
     mapfile -t blobs < <(find "$store" -name data -path '*/blobs/*' -size +0 | sort)
-    for ((trial = 0; trial < ${LAZYBLOB_FLIPS:-24}; trial++)); do
+    for ((trial = 0; trial < ${LAZYBLOB_FLIPS:-12}; trial++)); do
       file=${blobs[RANDOM % ${#blobs[@]}]}
       size=$(stat -c %s "$file")
       offset=$(((RANDOM * 32768 + RANDOM) % size))
@@ -231,8 +231,7 @@ f = open(sys.argv[1], "r+b"); f.seek(int(sys.argv[2])); c = f.read(1)[0]; f.seek
         --allow-file "$JUDGE_ALLOW" "$JUDGE" "$SCRATCH/bad" > "$SCRATCH/diff" 2>&1; then
         fail "flips: $format, byte $offset of $file: $(head -3 "$SCRATCH/diff")"
         wrong=$((wrong + 1))
-      elif "$PYTHON" "$E2E_DIR/tree_diff.py" --allow toc-files --allow toc-seconds \
-        --allow-file "$JUDGE_ALLOW" "$JUDGE" "$SCRATCH/bad" > "$SCRATCH/diff" 2>&1; then
+      elif ! grep -q 'files with EIO' "$SCRATCH/diff"; then
         unseen=$((unseen + 1))   # a byte that the mount has no use for
       else
         eio=$((eio + 1))
