@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/checked.h"
+#include "base/file.h"
 #include "base/status.h"
 #include "fuse/internal/protocol.h"
+#include "layer/chain_image_name.h"
 
 namespace lazyblob::fuse::internal {
 namespace {
@@ -37,6 +40,19 @@ bool ValidName(absl::string_view name) {
          name.find('\0') == absl::string_view::npos;
 }
 
+// The file of a layer's image: its own, or the chain image of that number.
+absl::StatusOr<std::string> ImagePath(const std::string& directory, uint32_t number) {
+  if (number == 0) return absl::StrCat(directory, "/meta.erofs");
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, base::ListDirectory(directory));
+  for (const std::string& name : names) {
+    auto parsed = layer::ParseChainImageName(name);
+    if (parsed.has_value() && parsed->number == static_cast<int>(number)) {
+      return absl::StrCat(directory, "/", name);
+    }
+  }
+  return absl::NotFoundError("no such chain image");
+}
+
 uint64_t PaddedSize(uint64_t data_size) {
   uint64_t padded = data_size;
   return base::CheckedAlignUp(data_size, kPage, &padded) ? padded : data_size / kPage * kPage;
@@ -53,6 +69,20 @@ absl::StatusOr<base::Digest> ParseLayerName(absl::string_view name) {
   return digest;
 }
 
+absl::StatusOr<TreeName> ParseTreeName(absl::string_view name) {
+  TreeName out;
+  const size_t dot = name.find('.');
+  if (dot != absl::string_view::npos) {
+    const absl::string_view number = name.substr(dot + 1);
+    if (!absl::SimpleAtoi(number, &out.image) || out.image == 0 || out.image > kMaxImage ||
+        absl::StrCat(out.image) != number) {
+      return absl::NotFoundError("no tree's name");
+    }
+  }
+  ASSIGN_OR_RETURN(out.layer, ParseLayerName(name.substr(0, dot)));
+  return out;
+}
+
 absl::StatusOr<Node> Filesystem::Parse(uint64_t id) const {
   auto node = ParseNode(id);
   if (!node) return Stale(id);
@@ -63,7 +93,7 @@ absl::StatusOr<Filesystem::LayerPtr> Filesystem::FindLayer(uint32_t id) {
   LayerPtr layer = store_->FindById(id);
   if (layer != nullptr) return layer;
   absl::MutexLock lock(&mutex_);
-  images_.erase(id);
+  absl::erase_if(images_, [id](const auto& open) { return open.first.first == id; });
   said_unknown_.erase(id);
   return base::ErrnoStatus(ESTALE, absl::StrCat("layer number ", id, " is not known any more"));
 }
@@ -74,26 +104,27 @@ absl::StatusOr<Filesystem::LayerPtr> Filesystem::LayerOf(uint64_t id) {
   return FindLayer(node.layer);
 }
 
-absl::StatusOr<Filesystem::ImagePtr> Filesystem::Image(const LayerPtr& layer) {
-  const uint32_t id = layer->id();
+absl::StatusOr<Filesystem::ImagePtr> Filesystem::Image(const LayerPtr& layer, uint32_t number) {
+  const std::pair<uint32_t, uint32_t> key(layer->id(), number);
   {
     absl::MutexLock lock(&mutex_);
-    auto it = images_.find(id);
+    auto it = images_.find(key);
     if (it != images_.end() && it->second.layer.lock() == layer) return it->second.image;
   }
   if (layer->state() == contentstore::LayerState::kNeedsIndex) {
     return absl::FailedPreconditionError(
         absl::StrCat("layer ", layer->descriptor().digest.ToString(), " has no index yet"));
   }
-  ASSIGN_OR_RETURN(ImagePtr image, layer::ErofsImage::Open(absl::StrCat(layer->directory(), "/meta.erofs")));
+  ASSIGN_OR_RETURN(const std::string path, ImagePath(layer->directory(), number));
+  ASSIGN_OR_RETURN(ImagePtr image, layer::ErofsImage::Open(path));
   absl::MutexLock lock(&mutex_);
-  images_[id] = {layer, image};
+  images_[key] = {layer, image};
   return image;
 }
 
 absl::StatusOr<Filesystem::ImagePtr> Filesystem::ImageOf(const Node& node) {
   ASSIGN_OR_RETURN(LayerPtr layer, FindLayer(node.layer));
-  return Image(layer);
+  return Image(layer, node.image);
 }
 
 uint64_t Filesystem::BlobSize(contentstore::LazyLayer& layer) {
@@ -114,9 +145,9 @@ struct stat Filesystem::BlobStat(contentstore::LazyLayer& layer) {
   return out;
 }
 
-absl::StatusOr<struct stat> Filesystem::TreeStat(uint32_t layer, const layer::ErofsImage& image,
+absl::StatusOr<struct stat> Filesystem::TreeStat(const Node& tree, const layer::ErofsImage& image,
                                                  uint64_t nid) const {
-  const uint64_t node = TreeNode(layer, nid);
+  const uint64_t node = TreeNode(tree.layer, tree.image, nid);
   if (node == 0) return absl::DataLossError("an inode number of the layer's image does not fit a node id");
   ASSIGN_OR_RETURN(const layer::ErofsImage::Stat inode, image.GetInode(nid));
   struct stat out{};
@@ -144,15 +175,18 @@ absl::StatusOr<struct stat> Filesystem::Lookup(uint64_t parent, absl::string_vie
       return absl::NotFoundError("no such name");
     case NodeKind::kBlobs:
     case NodeKind::kTrees: {
-      ASSIGN_OR_RETURN(const base::Digest digest, ParseLayerName(name));
-      const LayerPtr layer = store_->Find(digest);
+      ASSIGN_OR_RETURN(const TreeName wanted, ParseTreeName(name));
+      const LayerPtr layer = store_->Find(wanted.layer);
       if (layer == nullptr) return absl::NotFoundError("no such layer");
       if (layer->id() == 0 || layer->id() > kMaxLayer) {
         return absl::InternalError(absl::StrCat("layer number ", layer->id(), " does not fit a node id"));
       }
-      if (node.kind == NodeKind::kBlobs) return BlobStat(*layer);
-      ASSIGN_OR_RETURN(ImagePtr image, Image(layer));
-      return TreeStat(layer->id(), *image, image->root());
+      if (node.kind == NodeKind::kBlobs) {
+        if (wanted.image != 0) return absl::NotFoundError("a data area has no images");
+        return BlobStat(*layer);
+      }
+      ASSIGN_OR_RETURN(ImagePtr image, Image(layer, wanted.image));
+      return TreeStat({NodeKind::kTree, layer->id(), wanted.image, 0}, *image, image->root());
     }
     case NodeKind::kBlob:
       return base::ErrnoStatus(ENOTDIR, "a data area");
@@ -161,7 +195,7 @@ absl::StatusOr<struct stat> Filesystem::Lookup(uint64_t parent, absl::string_vie
   }
   ASSIGN_OR_RETURN(ImagePtr image, ImageOf(node));
   ASSIGN_OR_RETURN(const uint64_t nid, image->Lookup(node.nid, name));
-  return TreeStat(node.layer, *image, nid);
+  return TreeStat(node, *image, nid);
 }
 
 absl::StatusOr<struct stat> Filesystem::Attributes(uint64_t id) {
@@ -169,8 +203,8 @@ absl::StatusOr<struct stat> Filesystem::Attributes(uint64_t id) {
   if (node.layer == 0) return DirectoryStat(id);
   ASSIGN_OR_RETURN(LayerPtr layer, FindLayer(node.layer));
   if (node.kind == NodeKind::kBlob) return BlobStat(*layer);
-  ASSIGN_OR_RETURN(ImagePtr image, Image(layer));
-  return TreeStat(node.layer, *image, node.nid);
+  ASSIGN_OR_RETURN(ImagePtr image, Image(layer, node.image));
+  return TreeStat(node, *image, node.nid);
 }
 
 absl::StatusOr<std::string> Filesystem::ReadLink(uint64_t id) {
@@ -196,7 +230,7 @@ absl::StatusOr<struct statvfs> Filesystem::Statistics(uint64_t id) {
   ASSIGN_OR_RETURN(LayerPtr layer, FindLayer(node.layer));
   out.f_blocks = PaddedSize(layer->data_size()) / kPage;
   if (node.kind == NodeKind::kTree) {
-    ASSIGN_OR_RETURN(ImagePtr image, Image(layer));
+    ASSIGN_OR_RETURN(ImagePtr image, Image(layer, node.image));
     out.f_files = image->inode_count();
   }
   return out;
@@ -219,7 +253,7 @@ absl::Status Filesystem::ReadDirectory(uint64_t id, uint64_t cookie,
   absl::Status status;
   RETURN_IF_ERROR(image->ReadDirectory(
       node.nid, cookie, [&](absl::string_view name, uint64_t nid, uint8_t, uint64_t next) {
-        const uint64_t child = TreeNode(node.layer, nid);
+        const uint64_t child = TreeNode(node.layer, node.image, nid);
         if (!ValidName(name) || child == 0) {
           status =
               absl::DataLossError("a directory of the layer's image has an entry that must not be shown");
@@ -253,7 +287,7 @@ absl::StatusOr<ReadPlan> Filesystem::Plan(uint64_t id, LayerPtr layer, uint64_t 
 
 absl::StatusOr<ReadPlan> Filesystem::PlanTree(const Node& node, LayerPtr layer, uint64_t offset,
                                               uint64_t size) {
-  ASSIGN_OR_RETURN(ImagePtr image, Image(layer));
+  ASSIGN_OR_RETURN(ImagePtr image, Image(layer, node.image));
   ASSIGN_OR_RETURN(const layer::ErofsImage::Stat inode, image->GetInode(node.nid));
   if (!S_ISREG(inode.mode)) return absl::InvalidArgumentError("read of something that is no file");
   const uint64_t data_size = layer->data_size();

@@ -67,11 +67,13 @@ class Filesystem {
 
   absl::StatusOr<Node> Parse(uint64_t id) const;
   absl::StatusOr<LayerPtr> FindLayer(uint32_t id);
-  absl::StatusOr<ImagePtr> Image(const LayerPtr& layer) ABSL_LOCKS_EXCLUDED(mutex_);
+  // `number` as in Node::image.
+  absl::StatusOr<ImagePtr> Image(const LayerPtr& layer, uint32_t number) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<ImagePtr> ImageOf(const Node& node);
   uint64_t BlobSize(contentstore::LazyLayer& layer) ABSL_LOCKS_EXCLUDED(mutex_);
   struct stat BlobStat(contentstore::LazyLayer& layer);
-  absl::StatusOr<struct stat> TreeStat(uint32_t layer, const layer::ErofsImage& image, uint64_t nid) const;
+  // Of inode `nid` of the tree that `node` is in.
+  absl::StatusOr<struct stat> TreeStat(const Node& node, const layer::ErofsImage& image, uint64_t nid) const;
   absl::StatusOr<ReadPlan> PlanTree(const Node& node, LayerPtr layer, uint64_t offset, uint64_t size);
 
   contentstore::ContentStore* const store_;
@@ -81,11 +83,17 @@ class Filesystem {
     ImagePtr image;
   };
   absl::Mutex mutex_;
-  absl::flat_hash_map<uint32_t, OpenImage> images_ ABSL_GUARDED_BY(mutex_);  // by layer id
+  // By layer id and image number.
+  absl::flat_hash_map<std::pair<uint32_t, uint32_t>, OpenImage> images_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_set<uint32_t> said_unknown_ ABSL_GUARDED_BY(mutex_);       // st_size never shrinks
 };
 
-// "sha256-<hex>" back to a digest. NotFound when it is no such name.
+// "sha256-<hex>" back to a digest; "sha256-<hex>.<n>" also names chain image n. NotFound when it is no such name.
+struct TreeName {
+  base::Digest layer;
+  uint32_t image = 0;
+};
 absl::StatusOr<base::Digest> ParseLayerName(absl::string_view name);
+absl::StatusOr<TreeName> ParseTreeName(absl::string_view name);
 
 }  // namespace lazyblob::fuse::internal

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "layer/chain_image_name.h"
 
 namespace lazyblob::fuse::internal {
 namespace {
@@ -156,7 +157,12 @@ absl::Status AbortConnection(uint32_t number) {
 }
 
 std::string BlobName(const base::Digest& layer) { return LayerName("blobs", layer); }
-std::string TreeName(const base::Digest& layer) { return LayerName("trees", layer); }
+
+std::string TreeName(const base::Digest& layer, const std::string& meta_path) {
+  auto chain_image = layer::ParseChainImageName(meta_path.substr(meta_path.rfind('/') + 1));
+  std::string name = LayerName("trees", layer);
+  return chain_image.has_value() ? absl::StrCat(name, ".", chain_image->number) : name;
+}
 
 std::string DescriptorPath(int fd) { return absl::StrCat("/proc/self/fd/", fd); }
 

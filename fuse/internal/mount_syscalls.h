@@ -30,7 +30,8 @@ absl::Status AbortConnection(uint32_t number);
 
 // "blobs/sha256-<hex>" and "trees/sha256-<hex>": names of our FUSE file system.
 std::string BlobName(const base::Digest& layer);
-std::string TreeName(const base::Digest& layer);
+// `meta_path` tells which image of the layer: its own, or a chain image.
+std::string TreeName(const base::Digest& layer, const std::string& meta_path);
 
 // "/proc/self/fd/N"
 std::string DescriptorPath(int fd);

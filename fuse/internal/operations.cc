@@ -73,7 +73,7 @@ absl::StatusOr<base::UniqueFd> MakeLayer(const LayerMountRequest& request, int f
     case Mode::kLoop:
       return MakeLoop(request, fuse_mount);
     case Mode::kFuse:
-      return MakeSubtreeMount(fuse_mount, TreeName(request.layer));
+      return MakeSubtreeMount(fuse_mount, TreeName(request.layer, request.meta_path));
   }
   return absl::InvalidArgumentError("unknown mount mode");
 }
