@@ -172,9 +172,10 @@ class GzipDecoder::WindowCutter {
   std::vector<uint8_t> output_;
 };
 
-GzipDecoder::GzipDecoder(uint64_t spacing)
+GzipDecoder::GzipDecoder(uint64_t spacing, uint64_t checkpoints_per_spacing)
     : inflate_(NewInflate()),
       buffer_(kWindowBytes + kOutputBytes),
+      checkpoints_per_spacing_(checkpoints_per_spacing),
       spacing_(std::clamp<uint64_t>(spacing, kWindowBytes, kMaxSpacing)) {}
 
 GzipDecoder::~GzipDecoder() = default;
@@ -247,8 +248,8 @@ absl::Status GzipDecoder::TakeHeader(Bytes* bytes, CheckpointSink checkpoint) {
 absl::Status GzipDecoder::TakeBody(Bytes* bytes, DataSink data, CheckpointSink checkpoint) {
   inflate_state& state = *inflate_;
   for (;;) {
-    const bool due = data_offset_ - checkpoints_.back().data_offset >= spacing_;
-    if (due && !stopping_ &&
+    const uint64_t since = data_offset_ - checkpoints_.back().data_offset;
+    if (since >= spacing_ && !stopping_ &&
         (state.block_state == ISAL_BLOCK_CODED || state.block_state == ISAL_BLOCK_TYPE0)) {
       stopping_ = true;
       last_block_ = state.bfinal != 0;
@@ -258,9 +259,11 @@ absl::Status GzipDecoder::TakeBody(Bytes* bytes, DataSink data, CheckpointSink c
     state.next_in = const_cast<uint8_t*>(bytes->data());
     state.avail_in = static_cast<uint32_t>(step);
     state.next_out = buffer_.data() + window_;
-    state.avail_out = kOutputBytes;
+    // Not far beyond the place from which on a checkpoint is wanted.
+    const size_t room = since < spacing_ ? std::min<uint64_t>(kOutputBytes, spacing_ - since) : kOutputBytes;
+    state.avail_out = static_cast<uint32_t>(room);
     const int result = isal_inflate(&state);
-    const size_t used = step - state.avail_in, made = kOutputBytes - state.avail_out;
+    const size_t used = step - state.avail_in, made = room - state.avail_out;
     if (cutter_ != nullptr) cutter_->AddInput(bytes->first(used));
     bytes->remove_prefix(used);
     blob_offset_ += used;
@@ -324,7 +327,7 @@ void GzipDecoder::AddCheckpoint(uint64_t bit, CheckpointSink checkpoint) {
   added.data_offset = data_offset_;
   added.window_size = static_cast<uint32_t>(window_);
   checkpoints_.push_back(added);
-  if (checkpoints_.size() % kCheckpointsPerSpacing == 0) spacing_ = std::min(spacing_ * 2, kMaxSpacing);
+  if (checkpoints_.size() % checkpoints_per_spacing_ == 0) spacing_ = std::min(spacing_ * 2, kMaxSpacing);
   if (window_ > 0) {
     // The bits that inflate holds already are the start of the block.
     const int32_t bit_count = inflate_->read_in_length;

@@ -73,7 +73,8 @@ class InlineStore {
   // Puts the final offsets into the tree.
   static void Relocate(uint64_t data_offset, Tree* tree);
 
-  static constexpr uint64_t kBase = uint64_t{1} << 62;  // beyond every real offset
+  // Beyond every offset in a stream: a stream may not be longer.
+  static constexpr uint64_t kBase = kMaxDataBytes - kMaxBytes;
 
  private:
   struct Copy {

@@ -37,8 +37,8 @@ class GzipDecoder {
   using CheckpointSink = absl::FunctionRef<void(uint64_t checkpoint, const GzipCheckpoint&)>;
 
   // A checkpoint at the first block boundary after every `spacing` bytes of output. The distance doubles (up
-  // to 8 MiB) each time kCheckpointsPerSpacing have been made, which bounds the memory they take.
-  explicit GzipDecoder(uint64_t spacing);
+  // to 8 MiB) each time `checkpoints_per_spacing` have been made, which bounds the memory they take.
+  explicit GzipDecoder(uint64_t spacing, uint64_t checkpoints_per_spacing = 8192);
   ~GzipDecoder();
 
   // InvalidArgument: not gzip, or damaged.
@@ -47,8 +47,6 @@ class GzipDecoder {
   absl::Status Finish();
   // All checkpoints, windows included. After Finish.
   std::vector<GzipCheckpoint> TakeCheckpoints() { return std::move(checkpoints_); }
-
-  static constexpr uint64_t kCheckpointsPerSpacing = 8192;
 
  private:
   enum class State { kHeader, kBody, kTrailer };
@@ -75,6 +73,7 @@ class GzipDecoder {
   uint64_t member_bytes_ = 0;
 
   std::vector<GzipCheckpoint> checkpoints_;
+  const uint64_t checkpoints_per_spacing_;
   uint64_t spacing_;
   bool stopping_ = false;                 // the flag is raised: ISA-L stops at the end of this block …
   bool last_block_ = false;               // … which really is the last one
