@@ -14,7 +14,7 @@ build=(
   # what they call: fusermount3 for those who are not root, mount(8)
   fuse3 util-linux
 )
-clang=(clang-19 clang-tidy-19 clang-format-19 libclang-rt-19-dev lld-19 googletest dpkg-dev)
+clang=(clang-19 llvm-19 clang-tidy-19 clang-format-19 libclang-rt-19-dev lld-19 googletest dpkg-dev)
 images=(
   # registries, and the programs that judge ours
   docker-registry skopeo umoci stargz-snapshotter containerd

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -102,17 +103,27 @@ std::string HttpRequest::QueryField(absl::string_view name) const {
 }
 
 HttpConnection::HttpConnection(uint64_t id, bool cdn, base::UniqueFd fd)
-    : id_(id), cdn_(cdn), fd_(std::move(fd)) {}
+    : id_(id), cdn_(cdn), fd_(std::move(fd)), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (!wake_.valid()) Die("eventfd");
+}
+
+HttpConnection::~HttpConnection() {
+  if (!broken_.load()) return;
+  // Connecting to "nowhere" disconnects at once: the peer gets a reset.
+  sockaddr nowhere{};
+  nowhere.sa_family = AF_UNSPEC;
+  connect(fd_.get(), &nowhere, sizeof nowhere);
+}
 
 bool HttpConnection::Poll(short events, absl::Time until) {
   while (!broken_.load()) {
     const absl::Duration left = until - absl::Now();
     if (left <= absl::ZeroDuration()) return true;
-    pollfd poll_fd{fd_.get(), events, 0};
-    const auto timeout = static_cast<int>(std::min<int64_t>(absl::ToInt64Milliseconds(left) + 1, 1000));
-    const int ready = poll(&poll_fd, 1, timeout);
+    pollfd poll_fds[2] = {{fd_.get(), events, 0}, {wake_.get(), POLLIN, 0}};
+    const auto timeout = static_cast<int>(absl::ToInt64Milliseconds(std::min(left, absl::Seconds(1)))) + 1;
+    const int ready = poll(poll_fds, 2, timeout);
     if (ready < 0 && errno != EINTR) return false;
-    if (ready > 0) return !broken_.load() && (poll_fd.revents & (POLLERR | POLLNVAL)) == 0;
+    if (ready > 0) return !broken_.load() && (poll_fds[0].revents & (POLLERR | POLLNVAL)) == 0;
   }
   return false;
 }
@@ -150,7 +161,7 @@ bool HttpConnection::ReadRequest(HttpRequest* request) {
   }
   request->body = buffer_.substr(0, length);
   buffer_.erase(0, length);
-  return true;
+  return !broken_.load();
 }
 
 bool HttpConnection::Send(absl::string_view bytes) {
@@ -201,10 +212,8 @@ void HttpConnection::CloseCleanly() {
 
 void HttpConnection::Break() {
   broken_.store(true);
-  // Connecting to "nowhere" disconnects: the peer gets a reset, whoever polls here wakes up.
-  sockaddr nowhere{};
-  nowhere.sa_family = AF_UNSPEC;
-  connect(fd_.get(), &nowhere, sizeof nowhere);
+  const uint64_t one = 1;
+  if (write(wake_.get(), &one, sizeof one) != sizeof one) Die("eventfd");
 }
 
 HttpListener::HttpListener(const std::string& address, uint16_t port, bool cdn,

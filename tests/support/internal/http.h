@@ -42,6 +42,10 @@ std::vector<std::pair<std::string, std::string>> ParseForm(absl::string_view for
 class HttpConnection {
  public:
   HttpConnection(uint64_t id, bool cdn, base::UniqueFd fd);
+  // Closes; with a reset when broken.
+  ~HttpConnection();
+  HttpConnection(const HttpConnection&) = delete;
+  HttpConnection& operator=(const HttpConnection&) = delete;
 
   uint64_t id() const { return id_; }
   bool cdn() const { return cdn_; }
@@ -56,7 +60,7 @@ class HttpConnection {
   void ResetAfterSent();
   // Closes our side, then waits for what the peer still says, so that the close is a clean one.
   void CloseCleanly();
-  // At once, with a reset.
+  // No more bytes go either way; the thread that serves gives up and the peer gets a reset.
   void Break();
 
  private:
@@ -66,6 +70,7 @@ class HttpConnection {
   const uint64_t id_;
   const bool cdn_;
   const base::UniqueFd fd_;
+  const base::UniqueFd wake_;  // readable once broken
   std::atomic<bool> broken_{false};
   std::string buffer_;
 };
