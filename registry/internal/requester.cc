@@ -244,6 +244,8 @@ Attempt Requester::Follow(Exchange* exchange) {
     TransferTiming timing;
     absl::Status status = transport_.Perform(http, &exchange->filter, &timing);
     if (exchange->filter.success()) hosts_.Observe(exchange->request.endpoint.host, timing);
+    // An error's body may break off (docker-registry announces the blob's length with its 416): its status stands.
+    if (absl::IsUnavailable(status) && exchange->filter.response().status >= 300) status = absl::OkStatus();
     if (!status.ok()) {
       if (exchange->from_cache) targets_.Forget(exchange->key);
       if (exchange->filter.refused()) return {status, exchange->filter.response().status, false};

@@ -202,6 +202,16 @@ TEST(ReadBlob, RefusedRangesFallBackToTheWhole) {
   EXPECT_EQ(Read(shorter, {200'000, 10}).status.code(), absl::StatusCode::kDataLoss);
 }
 
+TEST(ReadBlob, AnErrorsStatusStandsWhenItsBodyBreaksOff) {
+  FakeClient client([](const Seen& seen) {
+    if (seen.Header("Range").empty()) return Serve(seen, Bytes());
+    Reply reply = Status(416, {{"content-length", "300000"}}, "short");
+    reply.after = absl::UnavailableError("transfer closed with 299995 bytes remaining");
+    return reply;
+  });
+  EXPECT_EQ(Read(client, {200'000, 10}).bytes, Bytes().substr(200'000, 10));
+}
+
 TEST(ReadBlob, StatusesThatAreRetriedAndNot) {
   struct Case {
     int status;
