@@ -17,7 +17,11 @@ constexpr absl::Duration kSecondPass = absl::Seconds(6);
 // Ranges of one layer that came within this time share a descriptor while they wait for it.
 constexpr absl::Duration kTogether = absl::Seconds(2);
 // The kernel reads ahead of what we ask for; that is dropped too.
+constexpr uint64_t kPage = 4096;
 constexpr uint64_t kReadAhead = 128 << 10;
+// Pages come in folios of up to this size, and the kernel only drops whole ones. The first pass spares what lies
+// beside a served range, because it is likely to be wanted next; the last one does not.
+constexpr uint64_t kLargestFolio = 2 << 20;
 
 }  // namespace
 
@@ -60,7 +64,7 @@ bool PageDropper::Flush(absl::Duration now, bool all) {
     again_.erase(keep, again_.end());
   }
   for (File& file : due) {
-    file.ranges = Merge(std::move(file.ranges));
+    file.ranges = Merge(std::move(file.ranges), all || file.pass == 2 ? kLargestFolio : kPage);
     for (const Range& range : file.ranges) {
       posix_fadvise(file.fd.get(), static_cast<off_t>(range.begin),
                     static_cast<off_t>(range.end - range.begin), POSIX_FADV_DONTNEED);
@@ -83,12 +87,12 @@ bool PageDropper::Flush(absl::Duration now, bool all) {
   return !fresh_.empty() || !again_.empty();
 }
 
-std::vector<PageDropper::Range> PageDropper::Merge(std::vector<Range> ranges) {
+std::vector<PageDropper::Range> PageDropper::Merge(std::vector<Range> ranges, uint64_t unit) {
   std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
   std::vector<Range> merged;
   for (const Range& range : ranges) {
-    const uint64_t end = range.end + kReadAhead;
-    const uint64_t begin = range.begin / 4096 * 4096;  // whole pages: the kernel leaves partial ones alone
+    const uint64_t end = (range.end + kReadAhead + unit - 1) / unit * unit;
+    const uint64_t begin = range.begin / unit * unit;
     if (!merged.empty() && begin <= merged.back().end) {
       merged.back().end = std::max(merged.back().end, end);
     } else {

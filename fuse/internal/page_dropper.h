@@ -38,7 +38,8 @@ class PageDropper {
     absl::Duration since;
     int pass = 1;  // 2: freshly fetched pages were still dirty the first time
   };
-  static std::vector<Range> Merge(std::vector<Range> ranges);
+  // Sorted, widened to multiples of `unit`, without overlaps.
+  static std::vector<Range> Merge(std::vector<Range> ranges, uint64_t unit);
 
   absl::Mutex mutex_;
   absl::flat_hash_map<uint32_t, File> fresh_ ABSL_GUARDED_BY(mutex_);  // by layer id

@@ -149,9 +149,10 @@ size_t FakeLayer::acquires() const {
   return acquires_;
 }
 
-size_t FakeLayer::cancelled() const {
+bool FakeLayer::AwaitCancelled(size_t count) {
   absl::MutexLock lock(&mutex_);
-  return cancelled_;
+  auto enough = [this, count]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return cancelled_ >= count; };
+  return mutex_.AwaitWithTimeout(absl::Condition(&enough), support::kPatience);
 }
 
 void FakeStore::Add(std::shared_ptr<FakeLayer> layer) {

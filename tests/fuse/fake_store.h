@@ -41,7 +41,7 @@ class FakeLayer final : public contentstore::LazyLayer {
   bool AwaitWaiting(size_t count) ABSL_LOCKS_EXCLUDED(mutex_);
   size_t waiting() const ABSL_LOCKS_EXCLUDED(mutex_);
   size_t acquires() const ABSL_LOCKS_EXCLUDED(mutex_);
-  size_t cancelled() const ABSL_LOCKS_EXCLUDED(mutex_);
+  bool AwaitCancelled(size_t count) ABSL_LOCKS_EXCLUDED(mutex_);
   // Called, without locks, whenever an Acquire has begun to wait.
   std::function<void()> on_wait;
 
