@@ -41,9 +41,19 @@ def read(root, name):
         return source.read()
 
 
+FOREACH = re.compile(r"\bforeach\s*\(\s*(\w+)\s+(?:IN\s+ITEMS\s+)?([^()]*)\)((?:(?!\bforeach\s*\().)*?)\bendforeach\s*\([^()]*\)",
+                     re.DOTALL)
+
+
 def cmake_text(root, name):
-    """A CMake file without its comments: what is commented out is not registered."""
-    return re.sub(r"#.*", "", read(root, name))
+    """A CMake file without its comments (what is commented out is not registered) and with its loops unrolled."""
+    text = re.sub(r"#.*", "", read(root, name))
+    while True:
+        text, loops = FOREACH.subn(
+            lambda loop: "\n".join(loop.group(3).replace("${" + loop.group(1) + "}", item)
+                                   for item in loop.group(2).split()), text)
+        if loops == 0:
+            return text
 
 
 def main(check, description):

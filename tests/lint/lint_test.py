@@ -76,6 +76,12 @@ class LintTest(unittest.TestCase):
         self.assertEqual(len(self.findings(check_registered, "tests/fuzz/tar_fuzz.cc", "")), 1)
         self.assertEqual(len(self.findings(check_registered, "tests/e2e/x_test.sh", "")), 1)
 
+    def test_loops_register_what_they_name(self):
+        self.write("tests/base/CMakeLists.txt",
+                   "foreach(name a b # c\n)\n  lazyblob_test(${name}_test SRCS ${name}_test.cc)\nendforeach()\n")
+        self.assertEqual(self.findings(check_registered, "tests/base/b_test.cc", ""), [])
+        self.assertEqual(len(self.findings(check_registered, "tests/base/c_test.cc", "")), 1)
+
     def test_data_that_no_test_reads_is_found(self):
         self.write("tests/fuzz/CMakeLists.txt", "lazyblob_fuzzer(tar_fuzz SRCS tar_fuzz.cc CORPUS corpus/tar)\n")
         self.assertEqual(self.findings(check_registered, "tests/fuzz/corpus/tar/1", "x"), [])
