@@ -17,7 +17,7 @@ def is_test(name):
     base = os.path.basename(name)
     if not name.startswith("tests/"):
         return False
-    if re.search(r"_test\.(cc|py|sh)$", base) or re.search(r"_fuzz(er)?\.cc$", base):
+    if re.search(r"_test\.(cc|py|sh)$", base) or (name.startswith("tests/fuzz/") and base.endswith(".cc")):
         return True
     return name.startswith("tests/lint/") and base.startswith("check_")
 
