@@ -68,7 +68,8 @@ void ArmFaultsFromEnvironment() {
         return absl::OkStatus();
       });
     } else {
-      Arm(point.first, [name = point.first] { return absl::InternalError(absl::StrCat("fault injected at ", name)); });
+      Arm(point.first,
+          [name = point.first] { return absl::InternalError(absl::StrCat("fault injected at ", name)); });
     }
   }
 }

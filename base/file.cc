@@ -52,7 +52,8 @@ absl::Status RemoveChildren(int directory, dev_t device, int depth) {
 
 absl::Status RemoveTreeAt(int parent, const char* name, dev_t device, int depth) {
   constexpr int kMaxDepth = 2048;
-  if (depth > kMaxDepth) return absl::FailedPreconditionError(absl::StrCat(name, ": directory tree too deep"));
+  if (depth > kMaxDepth)
+    return absl::FailedPreconditionError(absl::StrCat(name, ": directory tree too deep"));
   struct stat st;
   if (fstatat(parent, name, &st, AT_SYMLINK_NOFOLLOW) != 0) {
     return errno == ENOENT ? absl::OkStatus() : ErrnoStatus(errno, absl::StrCat("stat ", name));
@@ -159,7 +160,8 @@ absl::Status MakeDirectories(const std::string& path) {
   }
   if (errno != ENOENT || path.empty() || path == "/") return ErrnoStatus(errno, absl::StrCat("mkdir ", path));
   RETURN_IF_ERROR(MakeDirectories(ParentOf(path)));
-  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return ErrnoStatus(errno, absl::StrCat("mkdir ", path));
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST)
+    return ErrnoStatus(errno, absl::StrCat("mkdir ", path));
   return absl::OkStatus();
 }
 

@@ -37,7 +37,8 @@ class Guard {
   std::string problem_;
 };
 
-// Depth of the deepest bracket, counted without recursion: nlohmann builds and destroys values recursively in places.
+// Depth of the deepest bracket, counted without recursion: nlohmann builds and destroys values recursively in
+// places.
 bool DeeperThan(absl::string_view text, int max_depth) {
   int depth = 0;
   bool in_string = false;
@@ -61,7 +62,8 @@ bool DeeperThan(absl::string_view text, int max_depth) {
 
 absl::StatusOr<json> ParseJson(absl::string_view text, uint64_t max_bytes, int max_depth) {
   if (text.size() > max_bytes) {
-    return absl::ResourceExhaustedError(absl::StrCat("JSON document of ", text.size(), " bytes, limit is ", max_bytes));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("JSON document of ", text.size(), " bytes, limit is ", max_bytes));
   }
   if (DeeperThan(text, max_depth)) {
     return absl::InvalidArgumentError(absl::StrCat("JSON: nested deeper than ", max_depth));

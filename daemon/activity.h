@@ -1,7 +1,7 @@
 #pragma once
 
-// Counts what keeps a standalone daemon alive: calls that run and images that are mounted. When the last one ends,
-// whoever waits may stop the daemon.
+// Counts what keeps a standalone daemon alive: calls that run and images that are mounted. When the last one
+// ends, whoever waits may stop the daemon.
 
 #include <cstdint>
 
@@ -32,8 +32,8 @@ class Activity {
     absl::MutexLock lock(&mutex_);
     stop_requested_ = true;
   }
-  // Returns when a stop was requested, or, with `until_idle`, when nothing runs and nothing is mounted (any more;
-  // `grace` is how long a fresh daemon waits for its first call). No call begins after that.
+  // Returns when a stop was requested, or, with `until_idle`, when nothing runs and nothing is mounted (any
+  // more; `grace` is how long a fresh daemon waits for its first call). No call begins after that.
   void Wait(bool until_idle, size_t mounts, absl::Duration grace) ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);
     mounts_ = mounts;

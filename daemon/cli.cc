@@ -44,7 +44,8 @@ absl::StatusOr<std::string> Absolute(const std::string& path) {
 // Symbolic links resolved: the name under which the kernel knows a mount.
 absl::StatusOr<std::string> RealDirectory(const std::string& path) {
   char* resolved = realpath(path.c_str(), nullptr);
-  if (resolved == nullptr) return base::ErrnoStatus(errno, absl::StrCat("mount point ", base::Printable(path)));
+  if (resolved == nullptr)
+    return base::ErrnoStatus(errno, absl::StrCat("mount point ", base::Printable(path)));
   std::string directory = resolved;
   free(resolved);
   return directory;
@@ -151,7 +152,8 @@ class Commands {
 
   using Call = std::function<absl::StatusOr<api::MountStatus>(ControlClient&, ControlClient::OnProgress)>;
 
-  // Calls the daemon, started if need be, and prints its answer. A daemon that was just ending is replaced once.
+  // Calls the daemon, started if need be, and prints its answer. A daemon that was just ending is replaced
+  // once.
   absl::Status Run(const Call& call) {
     ProgressPrinter printer(ProgressPrinter::ParseStyle(arguments_.progress, io_.terminal), io_.err);
     auto on_progress = [&](const api::MountEvent::LayerProgress& progress) { printer.Update(progress); };
@@ -175,7 +177,8 @@ class Commands {
 };
 
 void AddImageOptions(CLI::App* command, Arguments* arguments) {
-  command->add_option("REF", arguments->reference, "host[:port]/name[:tag|@digest] or oci:DIR[:tag]")->required();
+  command->add_option("REF", arguments->reference, "host[:port]/name[:tag|@digest] or oci:DIR[:tag]")
+      ->required();
   command->add_option("--platform", arguments->platform, "os/arch[/variant]; default: this machine's");
   command->add_flag("--plain-http", arguments->plain_http, "talk http, not https, to the registry");
   command->add_option("--progress", arguments->progress, "auto, plain, json or none")
@@ -206,7 +209,8 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   umount->add_option("DIR", arguments.directory)->required();
   umount->callback([&] { run = [&] { return commands.Unmount(); }; });
 
-  CLI::App* status = app.add_subcommand("status", "what is mounted, what was fetched, what is not lazy and why");
+  CLI::App* status =
+      app.add_subcommand("status", "what is mounted, what was fetched, what is not lazy and why");
   status->add_option("TARGET", arguments.target, "a mount's directory or reference; default: all");
   status->callback([&] { run = [&] { return commands.Status(); }; });
 

@@ -110,7 +110,8 @@ absl::Status StartDaemon(const std::string& root) {
 
   std::string ready = absl::StrCat("--ready-fd=", writer.get());
   std::string words[] = {program, "--standalone", "--root", root, ready};
-  char* argv[] = {words[0].data(), words[1].data(), words[2].data(), words[3].data(), words[4].data(), nullptr};
+  char* argv[] = {words[0].data(), words[1].data(), words[2].data(),
+                  words[3].data(), words[4].data(), nullptr};
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
@@ -134,7 +135,8 @@ absl::Status StartDaemon(const std::string& root) {
   std::string line;
   while (line.find('\n') == std::string::npos) {
     pollfd wait{reader.get(), POLLIN, 0};
-    if (poll(&wait, 1, kStartTimeoutMs) <= 0) return absl::DeadlineExceededError("lazyblobd did not become ready");
+    if (poll(&wait, 1, kStartTimeoutMs) <= 0)
+      return absl::DeadlineExceededError("lazyblobd did not become ready");
     char buffer[1024];
     ssize_t got = read(reader.get(), buffer, sizeof buffer);
     if (got <= 0) return absl::UnavailableError(absl::StrCat("lazyblobd ended while starting; see ", log));
@@ -151,7 +153,8 @@ absl::Status StartDaemon(const std::string& root) {
 absl::StatusOr<std::unique_ptr<ControlClient>> ControlClient::Connect(const std::string& root) {
   auto directory = base::OpenFile(root, O_RDONLY | O_DIRECTORY);
   if (!directory.ok()) {
-    if (absl::IsNotFound(directory.status())) return absl::UnavailableError(absl::StrCat("no daemon serves ", root));
+    if (absl::IsNotFound(directory.status()))
+      return absl::UnavailableError(absl::StrCat("no daemon serves ", root));
     return directory.status();
   }
   std::string path = absl::StrCat("/proc/self/fd/", directory->get(), "/control.sock");
@@ -165,8 +168,10 @@ absl::StatusOr<std::unique_ptr<ControlClient>> ControlClient::ConnectOrStart(con
   if (!absl::IsUnavailable(client.status())) return client;
   RETURN_IF_ERROR(base::MakeDirectories(root));
   // One start at a time: whoever comes second finds the first one's daemon.
-  ASSIGN_OR_RETURN(base::UniqueFd turn, base::OpenFile(root + "/start.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600));
-  if (flock(turn.get(), LOCK_EX) != 0) return base::ErrnoStatus(errno, absl::StrCat("lock ", root, "/start.lock"));
+  ASSIGN_OR_RETURN(base::UniqueFd turn,
+                   base::OpenFile(root + "/start.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600));
+  if (flock(turn.get(), LOCK_EX) != 0)
+    return base::ErrnoStatus(errno, absl::StrCat("lock ", root, "/start.lock"));
   client = Connect(root);
   if (!absl::IsUnavailable(client.status())) return client;
   RETURN_IF_ERROR(StartDaemon(root));

@@ -1,6 +1,7 @@
 #pragma once
 
-// The command line's side of the Control API: finds the daemon of a state root, or starts one for the occasion.
+// The command line's side of the Control API: finds the daemon of a state root, or starts one for the
+// occasion.
 
 #include <functional>
 #include <memory>
@@ -19,7 +20,8 @@ class ControlClient {
 
   // Connects to the daemon that serves `root`; Unavailable when there is none.
   static absl::StatusOr<std::unique_ptr<ControlClient>> Connect(const std::string& root);
-  // Connects, or starts `lazyblobd --standalone --root root` (the program beside this one) and connects to that.
+  // Connects, or starts `lazyblobd --standalone --root root` (the program beside this one) and connects to
+  // that.
   static absl::StatusOr<std::unique_ptr<ControlClient>> ConnectOrStart(const std::string& root);
 
   using OnProgress = absl::FunctionRef<void(const control::v1::MountEvent::LayerProgress&)>;

@@ -5,10 +5,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <thread>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "proto/control.grpc.pb.h"
@@ -17,6 +19,8 @@ namespace lazyblob::daemon {
 namespace {
 
 namespace api = ::lazyblob::control::v1;
+
+constexpr absl::Duration kWatchInterval = absl::Milliseconds(100);
 
 // absl's codes are gRPC's numbers.
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -34,8 +38,8 @@ api::LayerStatus Describe(contentstore::LazyLayer& layer, absl::string_view mode
   uint64_t fetched = 0;
   for (size_t cause = 0; cause < contentstore::kFetchCauses; ++cause) {
     fetched += stats.fetched_bytes[cause];
-    (*out.mutable_fetched_by_cause())[std::string(
-        contentstore::FetchCauseName(static_cast<contentstore::FetchCause>(cause)))] = stats.fetched_bytes[cause];
+    (*out.mutable_fetched_by_cause())[std::string(contentstore::FetchCauseName(
+        static_cast<contentstore::FetchCause>(cause)))] = stats.fetched_bytes[cause];
   }
   out.set_fetched_bytes(fetched);
   out.set_served_bytes(stats.served_bytes);
@@ -76,8 +80,8 @@ class Service final : public api::Control::Service {
   grpc::Status Mount(grpc::ServerContext* context, const api::MountRequest* request,
                      grpc::ServerWriter<api::MountEvent>* writer) override {
     return Stream(context, writer, [&](auto cancel, const LayerProgress& progress) {
-      return mounts_->Mount(FromProto(request->image()), request->directory(), request->mode(), std::move(cancel),
-                            progress);
+      return mounts_->Mount(FromProto(request->image()), request->directory(), request->mode(),
+                            std::move(cancel), progress);
     });
   }
 
@@ -88,7 +92,8 @@ class Service final : public api::Control::Service {
     });
   }
 
-  grpc::Status Unmount(grpc::ServerContext*, const api::UnmountRequest* request, api::UnmountResponse*) override {
+  grpc::Status Unmount(grpc::ServerContext*, const api::UnmountRequest* request,
+                       api::UnmountResponse*) override {
     if (!activity_->Begin()) return Ending();
     absl::Status status = mounts_->Unmount(request->directory());
     activity_->End(mounts_->List().size());
@@ -109,20 +114,37 @@ class Service final : public api::Control::Service {
   }
 
  private:
-  static grpc::Status Ending() {
-    return {grpc::StatusCode::ABORTED, "the daemon is ending; try again"};
-  }
+  static grpc::Status Ending() { return {grpc::StatusCode::ABORTED, "the daemon is ending; try again"}; }
+
+  // Cancels `token` when the client of `context` goes away; lives as long as the call.
+  class Watcher {
+   public:
+    Watcher(grpc::ServerContext* context, std::shared_ptr<base::CancelToken> token)
+        : thread_([this, context, token = std::move(token)] {
+            while (!done_.WaitForNotificationWithTimeout(kWatchInterval)) {
+              if (context->IsCancelled()) return token->Cancel();
+            }
+          }) {}
+    ~Watcher() {
+      done_.Notify();
+      thread_.join();
+    }
+
+   private:
+    absl::Notification done_;
+    std::thread thread_;
+  };
 
   // Runs `work`, writing progress events as they come and the result as the last one. A client that goes away
-  // cancels the work.
+  // cancels the work, and what it mounted goes with it.
   template <typename Work>
   grpc::Status Stream(grpc::ServerContext* context, grpc::ServerWriter<api::MountEvent>* writer, Work work) {
     if (!activity_->Begin()) return Ending();
     absl::Cleanup end = [this] { activity_->End(mounts_->List().size()); };
     auto cancel = std::make_shared<base::CancelToken>();
     absl::Mutex mutex;
+    Watcher watcher(context, cancel);
     auto report = [&](const oci::Descriptor& layer, uint64_t received) {
-      if (context->IsCancelled()) cancel->Cancel();
       api::MountEvent event;
       event.mutable_progress()->set_digest(layer.digest.ToString());
       event.mutable_progress()->set_received(received);
@@ -135,7 +157,10 @@ class Service final : public api::Control::Service {
     api::MountEvent event;
     *event.mutable_done() = Describe(*image, *store_);
     absl::MutexLock lock(&mutex);
-    writer->Write(event);
+    if (context->IsCancelled() || !writer->Write(event)) {
+      if (!image->directory.empty()) mounts_->Unmount(image->directory).IgnoreError();
+      return grpc::Status::CANCELLED;
+    }
     return grpc::Status::OK;
   }
 
@@ -167,7 +192,8 @@ class Server final : public ControlServer {
     builder.RegisterService(&service_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return absl::InternalError(absl::StrCat("listen on ", directory, "/", name));
-    if (fchmodat(directory_.get(), name.c_str(), 0600, 0) != 0) return base::ErrnoStatus(errno, "chmod of socket");
+    if (fchmodat(directory_.get(), name.c_str(), 0600, 0) != 0)
+      return base::ErrnoStatus(errno, "chmod of socket");
     return absl::OkStatus();
   }
 
@@ -181,7 +207,8 @@ class Server final : public ControlServer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Start(const std::string& directory,
-                                                                    const std::string& name, MountManager* mounts,
+                                                                    const std::string& name,
+                                                                    MountManager* mounts,
                                                                     contentstore::ContentStore* store,
                                                                     Activity* activity) {
   auto server = std::make_unique<Server>(mounts, store, activity);

@@ -15,10 +15,11 @@ namespace lazyblob::daemon {
 // Serves until destroyed. Thread-safe.
 class ControlServer {
  public:
-  // Listens on the unix socket `name` (0600) in `directory`, whatever the length of the path; replaces a socket that
-  // a predecessor left. The others outlive the server.
-  static absl::StatusOr<std::unique_ptr<ControlServer>> Start(const std::string& directory, const std::string& name,
-                                                              MountManager* mounts, contentstore::ContentStore* store,
+  // Listens on the unix socket `name` (0600) in `directory`, whatever the length of the path; replaces a
+  // socket that a predecessor left. The others outlive the server.
+  static absl::StatusOr<std::unique_ptr<ControlServer>> Start(const std::string& directory,
+                                                              const std::string& name, MountManager* mounts,
+                                                              contentstore::ContentStore* store,
                                                               Activity* activity);
   virtual ~ControlServer() = default;
 };

@@ -38,7 +38,8 @@ void Announce(int ready_fd, absl::string_view line) {
 }
 
 // Sources by name, for layers that come back from disk.
-absl::StatusOr<std::shared_ptr<contentstore::BlobSource>> MakeSource(registry::Client* client, absl::string_view name) {
+absl::StatusOr<std::shared_ptr<contentstore::BlobSource>> MakeSource(registry::Client* client,
+                                                                     absl::string_view name) {
   constexpr absl::string_view kRegistry = "registry:";
   constexpr absl::string_view kLayout = "layout:";
   if (name.substr(0, kRegistry.size()) == kRegistry) {
@@ -69,7 +70,9 @@ class Daemon {
 
     contentstore::ContentStoreOptions store;
     store.root = options_.root + "/layers";
-    store.source_factory = [client = client_.get()](absl::string_view name) { return MakeSource(client, name); };
+    store.source_factory = [client = client_.get()](absl::string_view name) {
+      return MakeSource(client, name);
+    };
     ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
 
     fuse::ServerOptions server;
@@ -91,8 +94,8 @@ class Daemon {
     parts.plain_http = &plain_http_;
     mounts_ = std::make_unique<MountManager>(parts);
     RETURN_IF_ERROR(mounts_->Restore(taken_over));
-    ASSIGN_OR_RETURN(control_,
-                     ControlServer::Start(options_.root, "control.sock", mounts_.get(), store_.get(), &activity_));
+    ASSIGN_OR_RETURN(control_, ControlServer::Start(options_.root, "control.sock", mounts_.get(),
+                                                    store_.get(), &activity_));
     return absl::OkStatus();
   }
 
@@ -102,8 +105,10 @@ class Daemon {
   void Stop() {
     control_.reset();
     if (mounts_ != nullptr) mounts_->UnmountAll();
-    if (keeper_ != nullptr) keeper_->Shutdown().IgnoreError();
+    if (keeper_ != nullptr) keeper_->Shutdown().IgnoreError();  // unmounting needs the server
     if (server_ != nullptr) server_->Stop();
+    mounts_.reset();
+    keeper_.reset();  // its callback uses the server
   }
 
   Activity& activity() { return activity_; }

@@ -42,9 +42,9 @@ absl::StatusOr<FoundManifest> FindManifest(registry::FetchedManifest document, c
 absl::Status CheckMediaTypes(const oci::Manifest& manifest) {
   for (const oci::Descriptor& layer : manifest.layers) {
     if (oci::LayerCompression(layer.media_type).has_value()) continue;
-    return absl::InvalidArgumentError(absl::StrCat("layer ", layer.digest.ToString(), ": media type \"",
-                                                   base::Printable(layer.media_type),
-                                                   "\" is not a file system layer; only images can be mounted"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", layer.digest.ToString(), ": media type \"", base::Printable(layer.media_type),
+                     "\" is not a file system layer; only images can be mounted"));
   }
   return absl::OkStatus();
 }
@@ -53,7 +53,8 @@ absl::StatusOr<ResolvedImage> Resolve(registry::FetchedManifest document, const 
                                       FetchManifest fetch_manifest, FetchBlob fetch_blob) {
   ASSIGN_OR_RETURN(FoundManifest found, FindManifest(std::move(document), platform, fetch_manifest));
   if (found.manifest.config.size > oci::kMaxConfigBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("config of ", found.manifest.config.size, " bytes is too large"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("config of ", found.manifest.config.size, " bytes is too large"));
   }
   // Told before the config is fetched: an artifact's config is not an image's.
   RETURN_IF_ERROR(CheckMediaTypes(found.manifest));
@@ -112,7 +113,8 @@ absl::StatusOr<ResolvedImage> ResolveFromLayout(const oci::LayoutReference& refe
 }  // namespace
 
 absl::StatusOr<ResolvedImage> ResolveImage(registry::Client* client, const oci::ImageReference& reference,
-                                           const oci::Platform& platform, const registry::CallContext& context) {
+                                           const oci::Platform& platform,
+                                           const registry::CallContext& context) {
   std::string text = oci::ToString(reference);
   absl::StatusOr<ResolvedImage> image =
       std::holds_alternative<oci::Reference>(reference)

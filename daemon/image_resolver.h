@@ -23,9 +23,10 @@ struct ResolvedImage {
   std::vector<std::shared_ptr<contentstore::BlobSource>> sources;
 };
 
-// `client` outlives the call and the sources. InvalidArgument: not an image (artifact, unknown layer type, config and
-// manifest disagree).
+// `client` outlives the call and the sources. InvalidArgument: not an image (artifact, unknown layer type,
+// config and manifest disagree).
 absl::StatusOr<ResolvedImage> ResolveImage(registry::Client* client, const oci::ImageReference& reference,
-                                           const oci::Platform& platform, const registry::CallContext& context);
+                                           const oci::Platform& platform,
+                                           const registry::CallContext& context);
 
 }  // namespace lazyblob::daemon

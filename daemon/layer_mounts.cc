@@ -32,7 +32,8 @@ absl::Status LayerMounts::Mount(const MountedLayer& layer, const std::string& da
   return base::Annotate(status, absl::StrCat("mount layer ", layer.digest.ToString()));
 }
 
-absl::StatusOr<MountedLayer> LayerMounts::Acquire(MountedLayer layer, const std::string& data_path, fuse::Mode mode) {
+absl::StatusOr<MountedLayer> LayerMounts::Acquire(MountedLayer layer, const std::string& data_path,
+                                                  fuse::Mode mode) {
   const Key key = KeyOf(layer, mode);
   {
     absl::MutexLock lock(&mutex_);

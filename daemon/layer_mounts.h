@@ -1,7 +1,7 @@
 #pragma once
 
-// Layers as they are mounted below the state root, shared by all images that hold them: counted, mounted on first use
-// and unmounted with the last.
+// Layers as they are mounted below the state root, shared by all images that hold them: counted, mounted on
+// first use and unmounted with the last.
 
 #include <functional>
 #include <map>
@@ -25,7 +25,8 @@ class LayerMounts {
     std::function<void(const base::Digest&)> fail;
     std::function<void(const base::Digest&)> allow;
   };
-  // `directory` holds the mount points (short names, so that many fit into one overlay). `mounter` outlives it.
+  // `directory` holds the mount points (short names, so that many fit into one overlay). `mounter` outlives
+  // it.
   LayerMounts(std::string directory, fuse::Mounter* mounter, ReadGate reads);
 
   // Mounts, or counts one more user of what is mounted. `layer.target` is ignored on the way in.

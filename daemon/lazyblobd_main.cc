@@ -1,5 +1,5 @@
-// lazyblobd. Started by a person or an init system it locks the state root and becomes the keeper, which starts
-// lazyblobd again as its child (--keeper-fd): the daemon proper, which may die and be replaced.
+// lazyblobd. Started by a person or an init system it locks the state root and becomes the keeper, which
+// starts lazyblobd again as its child (--keeper-fd): the daemon proper, which may die and be replaced.
 
 #include <fcntl.h>
 #include <sys/stat.h>

@@ -1,7 +1,7 @@
 #pragma once
 
-// The credentials of whoever wants bytes now: every live mount lends its provider, and a lookup asks them in turn,
-// starting with another one each time. Never the credentials of a mount that is gone.
+// The credentials of whoever wants bytes now: every live mount lends its provider, and a lookup asks them in
+// turn, starting with another one each time. Never the credentials of a mount that is gone.
 
 #include <cstdint>
 #include <map>

@@ -32,12 +32,13 @@ absl::Status CheckMountPoint(const std::string& directory) {
     return base::ErrnoStatus(errno, absl::StrCat("mount point ", base::Printable(directory)));
   }
   if (!S_ISDIR(st.st_mode)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("mount point ", base::Printable(directory), ": not a directory; name an empty directory"));
-  }
-  if (stat((directory + "/..").c_str(), &parent) == 0 && (parent.st_dev != st.st_dev || parent.st_ino == st.st_ino)) {
     return absl::FailedPreconditionError(absl::StrCat("mount point ", base::Printable(directory),
-                                                      ": busy, something is mounted there; unmount it first"));
+                                                      ": not a directory; name an empty directory"));
+  }
+  if (stat((directory + "/..").c_str(), &parent) == 0 &&
+      (parent.st_dev != st.st_dev || parent.st_ino == st.st_ino)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "mount point ", base::Printable(directory), ": busy, something is mounted there; unmount it first"));
   }
   ASSIGN_OR_RETURN(std::vector<std::string> names, base::ListDirectory(directory));
   if (!names.empty()) {
@@ -148,8 +149,9 @@ absl::StatusOr<std::string> MountManager::MetadataPath(const Layers& layers, siz
     number = std::max(number, parsed->number + 1);
   }
   if (number > layer::kMaxChainImages) {
-    return absl::ResourceExhaustedError(absl::StrCat("layer ", index->info().blob_digest.ToString(), ": used in more than ",
-                                                     layer::kMaxChainImages, " chains"));
+    return absl::ResourceExhaustedError(absl::StrCat("layer ", index->info().blob_digest.ToString(),
+                                                     ": used in more than ", layer::kMaxChainImages,
+                                                     " chains"));
   }
   std::string path = absl::StrCat(directory, "/", layer::ChainImageFile({number, chain}));
   ASSIGN_OR_RETURN(bool changed, layer::WriteChainImage(*index, lowers, path));
@@ -165,8 +167,7 @@ absl::Status MountManager::MountLayers(const Layers& layers, bool direct, Mounte
     ASSIGN_OR_RETURN(layer.meta_path, MetadataPath(layers, i));
     layer.direct = direct && image->mode != fuse::Mode::kFuse &&
                    layers[i]->state() == contentstore::LayerState::kComplete;
-    ASSIGN_OR_RETURN(mounted[i],
-                     layer_mounts_.Acquire(layer, layers[i]->directory() + "/data", image->mode));
+    ASSIGN_OR_RETURN(mounted[i], layer_mounts_.Acquire(layer, layers[i]->directory() + "/data", image->mode));
     done[i] = 1;
     return absl::OkStatus();
   };
@@ -251,10 +252,12 @@ absl::Status MountManager::Unmount(const std::string& directory) {
     auto found = std::find_if(mounts_.begin(), mounts_.end(),
                               [&](const MountedImage& mount) { return mount.directory == directory; });
     if (found == mounts_.end()) {
-      return absl::NotFoundError(absl::StrCat(base::Printable(directory), ": nothing of ours is mounted there"));
+      return absl::NotFoundError(
+          absl::StrCat(base::Printable(directory), ": nothing of ours is mounted there"));
     }
     if (!in_progress_.insert(directory).second) {
-      return absl::FailedPreconditionError(absl::StrCat(base::Printable(directory), ": being unmounted already"));
+      return absl::FailedPreconditionError(
+          absl::StrCat(base::Printable(directory), ": being unmounted already"));
     }
     image = *found;
   }
@@ -281,9 +284,10 @@ void MountManager::UnmountAll() {
     parts_.mounter->Unmount(image.directory, /*lazy=*/true).IgnoreError();
     ReleaseLayers(image);
     absl::MutexLock lock(&mutex_);
-    mounts_.erase(std::remove_if(mounts_.begin(), mounts_.end(),
-                                 [&](const MountedImage& mount) { return mount.directory == image.directory; }),
-                  mounts_.end());
+    mounts_.erase(
+        std::remove_if(mounts_.begin(), mounts_.end(),
+                       [&](const MountedImage& mount) { return mount.directory == image.directory; }),
+        mounts_.end());
     Save().IgnoreError();
   }
 }

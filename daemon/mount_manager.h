@@ -1,6 +1,7 @@
 #pragma once
 
-// Standalone mounts: an image's merged root at a directory, from resolving the reference to the overlay and back.
+// Standalone mounts: an image's merged root at a directory, from resolving the reference to the overlay and
+// back.
 
 #include <functional>
 #include <map>
@@ -29,7 +30,7 @@ namespace lazyblob::daemon {
 // An image and how to reach it, as a client asks for it.
 struct ImageRequest {
   std::string reference;
-  std::string platform;       // empty: the host's
+  std::string platform;  // empty: the host's
   bool plain_http = false;
   std::string docker_config;  // path; empty: anonymous
 };
@@ -52,8 +53,8 @@ class MountManager {
   explicit MountManager(Parts parts);
   MountManager(const MountManager&) = delete;
 
-  // Takes over the mounts of a predecessor on the same FUSE connection, or, without one, clears what a predecessor
-  // left behind.
+  // Takes over the mounts of a predecessor on the same FUSE connection, or, without one, clears what a
+  // predecessor left behind.
   absl::Status Restore(bool taken_over) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Mounts at `directory` (absolute, existing, empty, not a mount point). On error nothing stays mounted.
@@ -78,7 +79,8 @@ class MountManager {
   absl::StatusOr<ResolvedImage> Resolve(const ImageRequest& request, const registry::CallContext& context);
   // Makes every layer of the image known and indexed, concurrently.
   absl::StatusOr<Layers> PrepareLayers(const ResolvedImage& image, bool keep_data,
-                                       const contentstore::FetchContext& context, const LayerProgress& progress);
+                                       const contentstore::FetchContext& context,
+                                       const LayerProgress& progress);
   // The metadata image of layer `i` of the chain: its own, or one with the attributes of the layers below.
   absl::StatusOr<std::string> MetadataPath(const Layers& layers, size_t i) ABSL_LOCKS_EXCLUDED(chain_mutex_);
   absl::Status MountLayers(const Layers& layers, bool direct, MountedImage* image);

@@ -1,7 +1,7 @@
 #pragma once
 
-// What is mounted: the record of standalone mounts, kept in `mounts.json` so that a successor of a daemon that died
-// knows them. Not thread-safe by itself: MountManager guards it.
+// What is mounted: the record of standalone mounts, kept in `mounts.json` so that a successor of a daemon
+// that died knows them. Not thread-safe by itself: MountManager guards it.
 
 #include <string>
 #include <vector>

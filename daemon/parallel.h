@@ -12,8 +12,8 @@
 
 namespace lazyblob::daemon {
 
-// Calls task(0) … task(count - 1), at most `limit` at a time, and waits. Returns the failure of the lowest number;
-// after a failure no further task is started.
+// Calls task(0) … task(count - 1), at most `limit` at a time, and waits. Returns the failure of the lowest
+// number; after a failure no further task is started.
 inline absl::Status RunParallel(size_t count, size_t limit, absl::FunctionRef<absl::Status(size_t)> task) {
   std::vector<absl::Status> results(count);
   std::atomic<size_t> next{0};

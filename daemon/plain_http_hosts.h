@@ -1,7 +1,7 @@
 #pragma once
 
-// The registry hosts for which somebody asked for plain http by name. Kept in a file, so that layers that come back
-// after a restart are fetched as before.
+// The registry hosts for which somebody asked for plain http by name. Kept in a file, so that layers that
+// come back after a restart are fetched as before.
 
 #include <set>
 #include <string>

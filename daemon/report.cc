@@ -36,12 +36,9 @@ json LayerToJson(const api::LayerStatus& layer) {
 json ToJson(const api::MountStatus& mount) {
   json layers = json::array();
   for (const auto& layer : mount.layers()) layers.push_back(LayerToJson(layer));
-  return {{"reference", mount.reference()},
-          {"manifest_digest", mount.manifest_digest()},
-          {"directory", mount.directory()},
-          {"mode", mount.mode()},
-          {"mode_reason", mount.mode_reason()},
-          {"layers", std::move(layers)}};
+  return {{"reference", mount.reference()},     {"manifest_digest", mount.manifest_digest()},
+          {"directory", mount.directory()},     {"mode", mount.mode()},
+          {"mode_reason", mount.mode_reason()}, {"layers", std::move(layers)}};
 }
 
 json ToJson(const api::StatusResponse& status) {
@@ -64,7 +61,9 @@ void PrintMount(const api::MountStatus& mount, std::ostream& out) {
     out << absl::StrFormat("  %s  %-12s %10s  fetched %10s  served %10s  %s\n", layer.digest().substr(0, 19),
                            layer.format(), Megabytes(layer.size()), Megabytes(layer.fetched_bytes()),
                            Megabytes(layer.served_bytes()),
-                           layer.lazy() ? "lazy" : layer.reason().empty() ? "complete" : layer.reason());
+                           layer.lazy()             ? "lazy"
+                           : layer.reason().empty() ? "complete"
+                                                    : layer.reason());
     if (!layer.last_error().empty()) out << "    last error: " << layer.last_error() << "\n";
   }
 }
@@ -82,7 +81,8 @@ void ProgressPrinter::Update(const api::MountEvent::LayerProgress& progress) {
   received = progress.received();
   size = progress.size();
   if (style_ == Style::kJson) {
-    out_ << json{{"digest", progress.digest()}, {"received", received}, {"size", size}}.dump() << "\n" << std::flush;
+    out_ << json{{"digest", progress.digest()}, {"received", received}, {"size", size}}.dump() << "\n"
+         << std::flush;
   } else if (style_ == Style::kPlain && complete) {
     out_ << progress.digest().substr(0, 19) << " " << Megabytes(size) << " received\n" << std::flush;
   } else if (style_ == Style::kTerminal) {
@@ -94,8 +94,8 @@ void ProgressPrinter::Update(const api::MountEvent::LayerProgress& progress) {
       total += layer.second;
       done += layer.first >= layer.second ? 1 : 0;
     }
-    out_ << "\r\033[K" << Megabytes(have) << " of " << Megabytes(total) << ", " << done << " of " << layers_.size()
-         << " layers" << std::flush;
+    out_ << "\r\033[K" << Megabytes(have) << " of " << Megabytes(total) << ", " << done << " of "
+         << layers_.size() << " layers" << std::flush;
     drawn_ = true;
   }
 }

@@ -13,8 +13,8 @@
 
 namespace lazyblob::daemon {
 
-// {"reference", "manifest_digest", "directory", "mode", "mode_reason", "layers": [{"digest", "format", "mode", "size",
-// "fetched_bytes", "served_bytes", "lazy", "reason", …}]}
+// {"reference", "manifest_digest", "directory", "mode", "mode_reason", "layers": [{"digest", "format",
+// "mode", "size", "fetched_bytes", "served_bytes", "lazy", "reason", …}]}
 nlohmann::json ToJson(const control::v1::MountStatus& mount);
 // {"mounts": [...], "layers": [every layer of every mount once]}
 nlohmann::json ToJson(const control::v1::StatusResponse& status);

@@ -1,6 +1,7 @@
 #pragma once
 
-// The state root: one directory, one daemon. Opened by the first process of a daemon, before the keeper starts.
+// The state root: one directory, one daemon. Opened by the first process of a daemon, before the keeper
+// starts.
 
 #include <string>
 
@@ -10,9 +11,10 @@
 
 namespace lazyblob::daemon {
 
-// Creates `root` 0700 if missing; refuses a symbolic link, a foreign owner, wider permissions, or a file system that
-// EROFS cannot mount images from (ext4, xfs and btrfs can). Then locks it, waiting at most `patience` for a daemon
-// that is just ending. The lock lives as long as any copy of the descriptor, so the keeper holds it.
+// Creates `root` 0700 if missing; refuses a symbolic link, a foreign owner, wider permissions, or a file
+// system that EROFS cannot mount images from (ext4, xfs and btrfs can). Then locks it, waiting at most
+// `patience` for a daemon that is just ending. The lock lives as long as any copy of the descriptor, so the
+// keeper holds it.
 absl::StatusOr<base::UniqueFd> LockStateRoot(const std::string& root, absl::Duration patience);
 
 }  // namespace lazyblob::daemon

@@ -52,7 +52,8 @@ TEST(CliTest, ErrorsAreOneLine) {
   for (std::vector<const char*> arguments :
        {std::vector<const char*>{"umount", "/", "--root", directory.path().c_str()},
         std::vector<const char*>{"status", "/", "--root", directory.path().c_str()},
-        std::vector<const char*>{"mount", "localhost:1/a", "/no/such/dir", "--root", directory.path().c_str()}}) {
+        std::vector<const char*>{"mount", "localhost:1/a", "/no/such/dir", "--root",
+                                 directory.path().c_str()}}) {
     Result result = Run(arguments);
     EXPECT_NE(result.code, 0);
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;

@@ -42,7 +42,8 @@ class FakeMounter final : public fuse::Mounter {
 class LayerMountsTest : public ::testing::Test {
  protected:
   LayerMounts::ReadGate Gate() {
-    return {[this](const base::Digest&) { Log("fail reads"); }, [this](const base::Digest&) { Log("allow reads"); }};
+    return {[this](const base::Digest&) { Log("fail reads"); },
+            [this](const base::Digest&) { Log("allow reads"); }};
   }
   void Log(const std::string& line) {
     std::lock_guard<std::mutex> lock(mounter_.mutex);
@@ -67,7 +68,8 @@ TEST_F(LayerMountsTest, SharedByItsUsersAndUnmountedWithTheLast) {
   mounts_.Release(*first, fuse::Mode::kErofs);
   EXPECT_THAT(mounter_.log, ElementsAre("mount " + first->target));
   mounts_.Release(*second, fuse::Mode::kErofs);
-  EXPECT_THAT(mounter_.log, ElementsAre("mount " + first->target, "fail reads", "umount " + first->target, "allow reads"));
+  EXPECT_THAT(mounter_.log,
+              ElementsAre("mount " + first->target, "fail reads", "umount " + first->target, "allow reads"));
   struct stat st;
   EXPECT_NE(lstat(first->target.c_str(), &st), 0) << "the mount point is removed too";
 }

@@ -10,7 +10,9 @@ namespace {
 class Fixed final : public registry::CredentialsProvider {
  public:
   explicit Fixed(absl::StatusOr<std::optional<registry::Credentials>> answer) : answer_(std::move(answer)) {}
-  absl::StatusOr<std::optional<registry::Credentials>> Lookup(absl::string_view) const override { return answer_; }
+  absl::StatusOr<std::optional<registry::Credentials>> Lookup(absl::string_view) const override {
+    return answer_;
+  }
 
  private:
   absl::StatusOr<std::optional<registry::Credentials>> answer_;

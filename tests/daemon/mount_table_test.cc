@@ -55,7 +55,8 @@ TEST(MountTableTest, AMissingFileIsNoMounts) {
 TEST(MountTableTest, DamageIsToldWithThePath) {
   support::TempDir directory;
   std::string path = directory.path() + "/mounts.json";
-  for (const char* text : {"", "{}", "[{}]", "[{\"reference\": 1}]", "[", "[{\"reference\":\"a\",\"manifest\":\"x\"}]"}) {
+  for (const char* text :
+       {"", "{}", "[{}]", "[{\"reference\": 1}]", "[", "[{\"reference\":\"a\",\"manifest\":\"x\"}]"}) {
     ASSERT_TRUE(base::WriteFileAtomically(path, text).ok());
     auto loaded = LoadMountTable(path);
     EXPECT_FALSE(loaded.ok()) << text;

@@ -25,7 +25,9 @@ TEST(StateRootTest, IsMadePrivateAndLocked) {
 TEST(StateRootTest, TheLockEndsWithItsDescriptor) {
   support::TempDir directory;
   std::string root = directory.path() + "/state";
-  { ASSERT_TRUE(LockStateRoot(root, absl::ZeroDuration()).ok()); }
+  {
+    ASSERT_TRUE(LockStateRoot(root, absl::ZeroDuration()).ok());
+  }
   EXPECT_TRUE(LockStateRoot(root, absl::ZeroDuration()).ok());
 }
 
