@@ -16,7 +16,9 @@ EXCEPTIONS = "tests/lint/size_exceptions.txt"
 LITERALS = re.compile(
     r'//[^\n]*|/\*.*?\*/|R"(?P<tag>[^\s()\\]{0,16})\(.*?\)(?P=tag)"|"(?:\\.|[^"\\\n])*"|(?<!\w)\'(?:\\.|[^\'\\\n])+\'',
     re.DOTALL)
-SCOPE = re.compile(r"\b(namespace|class|struct|union|extern)\b[^()=;]*(\([^()]*\)[^()=;]*)?$")
+ATTRIBUTE = re.compile(r"\b(ABSL_\w+|alignas|decltype|__attribute__)\s*\((?:[^()]|\([^()]*\))*\)")
+# What holds functions. (Literals are blank here, so `extern "C" {` is a bare extern.)
+SCOPE = re.compile(r"\b(namespace|class|struct|union)\b|\bextern\s*$")
 # "…) : a_(1), b_" before a brace: the braces hold a member's value.
 MEMBER_VALUE = re.compile(r"\)[\w\s&*<>,:()-]*:\s*(?:.*[,\s])?\w+(?:<[^{}]*>)?\s*$", re.DOTALL)
 NAME = re.compile(r"([~\w:]+|operator\s*[^\s(]+)\s*\(")
@@ -39,10 +41,10 @@ def without_directives(text):
 def classify(statement, outer):
     if outer in ("function", "other", "value"):
         return "value" if outer == "value" else "other"
-    text = statement.strip()
-    if not text:
-        return "other"
-    if "(" not in text or SCOPE.search(text):
+    text = ATTRIBUTE.sub(" ", statement).strip()
+    if text.count("(") > text.count(")"):
+        return "value"  # a default argument
+    if "(" not in text:
         return "scope" if SCOPE.search(text) else "other"
     if MEMBER_VALUE.search(text) and not re.search(r"\)\s*(const|noexcept|override|final)?\s*$", text):
         return "value"
@@ -71,7 +73,7 @@ def functions(text):
                 statement = opened + "{}"
                 continue
             if kind == "function":
-                name = NAME.search(re.sub(r"\b(ABSL_\w+|alignas|decltype|__attribute__)\s*\(", " ", opened))
+                name = NAME.search(ATTRIBUTE.sub(" ", opened))
                 yield (name.group(1) if name else "?", first, line)
             statement = ""
         elif char == ";" and "(" in statement and statement.count("(") > statement.count(")"):

@@ -103,6 +103,10 @@ class LintTest(unittest.TestCase):
             "C::M": "namespace a {\nint C::M() const ABSL_LOCKS_EXCLUDED(m_) {\n%s}\n}\n",
             "G": "struct S {\n  S() : a_{1}, b_(2) {}\n  int G() {\n%s  }\n  int a_;\n};\n",
             "C": "C::C(int a) : a_{a}, b_(std::move(a)) {\n%s}\n",
+            "D": "int D(int a, const T& b = {}) {\n%s}\n",
+            "Stat": "struct stat Stat(int a) {\n%s}\n",
+            "Fuzz": 'extern "C" int Fuzz(int a) {\n%s}\n',
+            "H": 'extern "C" {\nclass ABSL_LOCKABLE(x) S final : public T {\n  int H() {\n%s  }\n};\n}\n',
             "TEST_F": 'TEST_F(A, B) {\n  const char* s = "} {";  // }\n%s}\n',
         }
         for name, shape in shapes.items():
