@@ -35,7 +35,7 @@ run() {  # format, label, index first?
   fetched=$("$PYTHON" "$E2E_DIR/lazy_count.py" --from "$mark" --json "$REG_LOG" |
     "$PYTHON" -c 'import json,sys; print(json.load(sys.stdin)["blob_bytes"])')
   printf '%-24s %7.1f MB %7.1f MB %4d %% %10s %9d ms  %-7s %s\n' "$label" "$(mb "$size")" "$(mb "$fetched")" \
-    $((fetched * 100 / size)) "$index_ms" "$elapsed" "$(lb_json "$LB_OUT" 'all["mode"]')" "$(cut -c1-40 "$SCRATCH/said")"
+    $((fetched * 100 / size)) "$index_ms" "$elapsed" "$(lb_json "$LB_OUT" 'image["mode"]')" "$(cut -c1-40 "$SCRATCH/said")"
 }
 mb() { awk -v b="$1" 'BEGIN {printf "%.1f", b / 1e6}'; }
 

@@ -41,7 +41,7 @@ check() {  # repository, format, mode, twin, allowances
     cat "$SCRATCH/diff" >&2
     failures=$((failures + 1))
   fi
-  [ "$(lb_json "$LB_OUT" 'all["mode"]')" = "$mode" ] || { log "asked for $mode, got another mode"; failures=$((failures + 1)); }
+  [ "$(lb_json "$LB_OUT" 'image["mode"]')" = "$mode" ] || { log "asked for $mode, got another mode"; failures=$((failures + 1)); }
   lb_umount "$dir" || { log "$repo:$format in mode $mode: cannot be unmounted"; failures=$((failures + 1)); unmount_below "$dir"; }
 }
 

@@ -78,5 +78,5 @@ lb_refused() {
   fi
 }
 
-# --json of mount or status: lb_json FILE PYTHON-EXPRESSION over `layers` and `all`.
-lb_json() { "$PYTHON" -c 'import json,sys; all=json.load(open(sys.argv[1])); layers=all["layers"]; print(eval(sys.argv[2]))' "$@"; }
+# --json of mount or status: lb_json FILE PYTHON-EXPRESSION over `layers` and `image`.
+lb_json() { "$PYTHON" -c 'import json,sys; image=json.load(open(sys.argv[1])); layers=image["layers"]; print(eval(sys.argv[2]))' "$@"; }
