@@ -44,8 +44,8 @@ struct Descriptor {
 // How the bytes of a layer's blob are compressed, by media type.
 enum class Compression { kNone, kGzip, kZstd };
 
-// nullopt: `media_type` is not a layer that can be mounted (say, an artifact or an encrypted layer). Knows the OCI
-// layer types, the non-distributable ones and Docker's.
+// nullopt: `media_type` is not a layer that can be mounted (say, an artifact or an encrypted layer). Knows
+// the OCI layer types, the non-distributable ones and Docker's.
 std::optional<Compression> LayerCompression(absl::string_view media_type);
 
 bool IsManifestMediaType(absl::string_view media_type);

@@ -1,7 +1,7 @@
 #pragma once
 
-// Reading OCI image layouts (image-layout.md). A Layout is immutable after Open and thread-safe; files are opened
-// below the layout's directory only, by digest.
+// Reading OCI image layouts (image-layout.md). A Layout is immutable after Open and thread-safe; files are
+// opened below the layout's directory only, by digest.
 
 #include <optional>
 #include <string>

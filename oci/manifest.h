@@ -1,7 +1,7 @@
 #pragma once
 
-// Image manifests, indexes and configs, Docker's and OCI's. Callers give the raw bytes with the digest they must
-// have: nothing is parsed before it is verified. Pure; thread-safe.
+// Image manifests, indexes and configs, Docker's and OCI's. Callers give the raw bytes with the digest they
+// must have: nothing is parsed before it is verified. Pure; thread-safe.
 
 #include <map>
 #include <optional>
@@ -43,12 +43,11 @@ struct ImageConfig {
   std::string working_directory;
 };
 
-// Fails unless `raw` has digest `expected` (when given); unless `content_type` (when not empty) and "mediaType"
-// (when present) agree; and when a document reads as both manifest and index (CVE-2021-41190).
-// At most kMaxManifestBytes and kMaxLayers.
-absl::StatusOr<std::variant<Manifest, Index>> ParseManifestOrIndex(absl::string_view raw,
-                                                                   const std::optional<base::Digest>& expected,
-                                                                   absl::string_view content_type);
+// Fails unless `raw` has digest `expected` (when given); unless `content_type` (when not empty) and
+// "mediaType" (when present) agree; and when a document reads as both manifest and index (CVE-2021-41190). At
+// most kMaxManifestBytes and kMaxLayers.
+absl::StatusOr<std::variant<Manifest, Index>> ParseManifestOrIndex(
+    absl::string_view raw, const std::optional<base::Digest>& expected, absl::string_view content_type);
 
 absl::StatusOr<ImageConfig> ParseImageConfig(absl::string_view raw, const base::Digest& expected);
 
@@ -56,8 +55,9 @@ absl::StatusOr<ImageConfig> ParseImageConfig(absl::string_view raw, const base::
 Platform HostPlatform();
 absl::StatusOr<Platform> ParsePlatform(absl::string_view text);
 
-// The manifest of `index` for `wanted`, as containerd chooses it: os and architecture must match, the variant as
-// near as possible (arm64 = v8, arm/v7 runs v6 and v5, amd64 without variant first). NotFound lists what is there.
+// The manifest of `index` for `wanted`, as containerd chooses it: os and architecture must match, the variant
+// as near as possible (arm64 = v8, arm/v7 runs v6 and v5, amd64 without variant first). NotFound lists what
+// is there.
 absl::StatusOr<Descriptor> SelectPlatform(const Index& index, const Platform& wanted);
 
 }  // namespace lazyblob::oci

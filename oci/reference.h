@@ -14,8 +14,8 @@
 
 namespace lazyblob::oci {
 
-// An image in a registry. At least one of tag and digest is set after parsing ("latest" by default); where both
-// are, the digest decides and the tag is information.
+// An image in a registry. At least one of tag and digest is set after parsing ("latest" by default); where
+// both are, the digest decides and the tag is information.
 struct Reference {
   std::string host;        // "docker.io", "localhost:5000", "[::1]:5000"; never empty
   std::string repository;  // "library/debian"

@@ -58,7 +58,8 @@ struct Mirror {
 };
 
 struct ClientOptions {
-  bool plain_http = false;  // http for every host; else only for those listed next: "host:port", or "host" for any port
+  bool plain_http =
+      false;  // http for every host; else only for those listed next: "host:port", or "host" for any port
   std::vector<std::string> plain_http_hosts;
   // Asked too at every request, by any thread: hosts that become known later. May be empty.
   std::function<bool(const std::string& host)> is_plain_http;
@@ -67,21 +68,23 @@ struct ClientOptions {
   std::map<std::string, std::vector<Mirror>> mirrors;
   std::shared_ptr<const CredentialsProvider> credentials;  // null: anonymous
   absl::Duration connect_timeout = absl::Seconds(10);
-  absl::Duration stall_timeout = absl::Seconds(20);  // no byte for this long: the attempt fails and is retried
+  absl::Duration stall_timeout =
+      absl::Seconds(20);  // no byte for this long: the attempt fails and is retried
   int max_attempts = 6;
   absl::Duration first_backoff = absl::Milliseconds(50);  // doubled per attempt up to 5 s, with jitter
   int max_connections_per_host = 16;
-  // https→http redirects, link-local targets and token realms on loopback or private literals are refused unless the
-  // registry itself is such a host or this is set.
+  // https→http redirects, link-local targets and token realms on loopback or private literals are refused
+  // unless the registry itself is such a host or this is set.
   bool allow_private_redirects = false;
   const base::Clock* clock = &base::SystemClock();
   std::string user_agent = "lazyblob/0.1";
 };
 
 // Errors, besides kCancelled and kDeadlineExceeded: NotFound (unknown repository, manifest or blob),
-// Unauthenticated/PermissionDenied (no or not enough credentials), DataLoss (bytes that do not match what was asked:
-// digest, size, Content-Range), Unavailable (host unreachable or failing after all retries), InvalidArgument.
-// Every message names method, host, repository and digest or tag; none holds a credential or a URL query.
+// Unauthenticated/PermissionDenied (no or not enough credentials), DataLoss (bytes that do not match what was
+// asked: digest, size, Content-Range), Unavailable (host unreachable or failing after all retries),
+// InvalidArgument. Every message names method, host, repository and digest or tag; none holds a credential or
+// a URL query.
 class Client {
  public:
   explicit Client(ClientOptions options);
@@ -89,17 +92,17 @@ class Client {
   Client(const Client&) = delete;
   Client& operator=(const Client&) = delete;
 
-  // GET of a manifest by digest, else by tag. The digest of a tagged one is computed over the bytes received and
-  // compared with Docker-Content-Digest where that is sent.
+  // GET of a manifest by digest, else by tag. The digest of a tagged one is computed over the bytes received
+  // and compared with Docker-Content-Digest where that is sent.
   absl::StatusOr<FetchedManifest> GetManifest(const oci::Reference& reference, const CallContext& context);
 
   // HEAD of a manifest; falls back to GET where a registry does not answer HEAD properly.
   absl::StatusOr<oci::Descriptor> HeadManifest(const oci::Reference& reference, const CallContext& context);
 
-  // Streams bytes [range.offset, +range.length) of a blob into `sink`: exactly that many on success, resuming after
-  // broken connections from where it was. 206 must carry the Content-Range that was asked for; a 200 is streamed once
-  // and cut; a range covering the whole blob is asked for without Range. Not verified by digest: that is the
-  // caller's, who knows the chunks. `blob.size` bounds everything.
+  // Streams bytes [range.offset, +range.length) of a blob into `sink`: exactly that many on success, resuming
+  // after broken connections from where it was. 206 must carry the Content-Range that was asked for; a 200 is
+  // streamed once and cut; a range covering the whole blob is asked for without Range. Not verified by
+  // digest: that is the caller's, who knows the chunks. `blob.size` bounds everything.
   absl::Status ReadBlob(const oci::Reference& repository, const oci::Descriptor& blob, ByteRange range,
                         BodySink sink, const CallContext& context);
 
@@ -111,8 +114,8 @@ class Client {
   absl::StatusOr<uint64_t> HeadBlob(const oci::Reference& repository, const base::Digest& digest,
                                     const CallContext& context);
 
-  // Manifests whose subject is `subject` (Referrers API, or the tag "<alg>-<hex>" where there is none), optionally
-  // only those of one artifact type. Empty when there are none.
+  // Manifests whose subject is `subject` (Referrers API, or the tag "<alg>-<hex>" where there is none),
+  // optionally only those of one artifact type. Empty when there are none.
   absl::StatusOr<std::vector<oci::Descriptor>> Referrers(const oci::Reference& repository,
                                                          const base::Digest& subject,
                                                          absl::string_view artifact_type,
@@ -122,7 +125,8 @@ class Client {
   struct LinkEstimate {
     double bytes_per_second = 0;
     absl::Duration round_trip = absl::ZeroDuration();
-    bool ignores_ranges = false;  // it answered a ranged GET with the whole blob: reading in parts costs the whole
+    bool ignores_ranges =
+        false;  // it answered a ranged GET with the whole blob: reading in parts costs the whole
   };
   LinkEstimate EstimateLink(const oci::Reference& repository) const;
 

@@ -27,9 +27,9 @@ class CredentialsProvider {
   virtual absl::StatusOr<std::optional<Credentials>> Lookup(absl::string_view host) const = 0;
 };
 
-// Docker's config.json: "auths", "credHelpers", "credsStore" (docker-credential-* run with the host on stdin, bounded in
-// time and output). `path` empty: $DOCKER_CONFIG/config.json, else ~/.docker/config.json. A missing file is no
-// credentials; the file is read again when it changed.
+// Docker's config.json: "auths", "credHelpers", "credsStore" (docker-credential-* run with the host on stdin,
+// bounded in time and output). `path` empty: $DOCKER_CONFIG/config.json, else ~/.docker/config.json. A
+// missing file is no credentials; the file is read again when it changed.
 std::shared_ptr<const CredentialsProvider> DockerConfigCredentials(std::string path);
 
 }  // namespace lazyblob::registry

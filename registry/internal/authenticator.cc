@@ -124,7 +124,7 @@ absl::StatusOr<Authenticator::Token> Authenticator::RequestToken(const Endpoint&
   }
   // Judged from when it was asked for: a slow answer is an older token.
   absl::Duration asked = clock_.Monotonic();
-  ASSIGN_OR_RETURN(TokenAnswer answer, FetchToken(query, context, &transport_, &hosts_, clock_));
+  ASSIGN_OR_RETURN(TokenAnswer answer, FetchToken(query, context, &transport_, &hosts_, clock_, sleep_));
   Token token{std::move(answer.token), asked + answer.lifetime * 0.9, asked + answer.lifetime};
   absl::MutexLock lock(&mutex_);
   Bound(&tokens_);

@@ -28,8 +28,12 @@ namespace lazyblob::registry::internal {
 class Authenticator {
  public:
   // All must outlive the object.
-  Authenticator(const ClientOptions* options, Transport* transport, HostStates* hosts)
-      : options_(*options), transport_(*transport), hosts_(*hosts), clock_(*options->clock) {}
+  Authenticator(const ClientOptions* options, Transport* transport, HostStates* hosts, Sleeper sleep)
+      : options_(*options),
+        transport_(*transport),
+        hosts_(*hosts),
+        clock_(*options->clock),
+        sleep_(std::move(sleep)) {}
 
   // The Authorization value for `endpoint` and `scope`, empty for none: by what is known of the origin.
   // Unauthenticated: the token server refused; Unavailable: it could not be asked (worth a retry).
@@ -83,6 +87,7 @@ class Authenticator {
   Transport& transport_;
   HostStates& hosts_;
   const base::Clock& clock_;
+  const Sleeper sleep_;
   SingleFlight<Identity> lookups_;
   SingleFlight<Token> requests_;
   mutable absl::Mutex mutex_;

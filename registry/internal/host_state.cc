@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+
 namespace lazyblob::registry::internal {
 namespace {
 
@@ -32,6 +35,22 @@ absl::Duration HostStates::PausedUntil(const std::string& origin) const {
   absl::MutexLock lock(&mutex_);
   auto found = paused_until_.find(origin);
   return found == paused_until_.end() ? absl::ZeroDuration() : found->second;
+}
+
+absl::Status HostStates::AwaitTurn(const Url& url, const CallContext& context, const Sleeper& sleep) const {
+  while (true) {
+    RETURN_IF_ERROR(CheckLive(context, clock_));
+    absl::Duration until = PausedUntil(url.Origin());
+    absl::Duration now = clock_.Monotonic();
+    if (until <= now) return absl::OkStatus();
+    if (until >= context.deadline) {
+      return absl::UnavailableError(
+          absl::StrCat(url.HostForMessages(), " asked to be left alone for another ",
+                       absl::FormatDuration(absl::Ceil(until - now, absl::Seconds(1))),
+                       ", longer than this call may take"));
+    }
+    sleep(until - now, context);
+  }
 }
 
 void HostStates::Observe(const std::string& host, const TransferTiming& timing) {

@@ -12,6 +12,7 @@
 #include "base/clock.h"
 #include "registry/client.h"
 #include "registry/internal/transport.h"
+#include "registry/internal/wait.h"
 
 namespace lazyblob::registry::internal {
 
@@ -22,6 +23,9 @@ class HostStates {
   // `origin` asked for a pause. Longer ones than 10 minutes are cut to that; a shorter one never shortens
   // another.
   void Pause(const std::string& origin, absl::Duration pause) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Everybody who wants something from the host of `url` waits here until its pause is over. Unavailable at
+  // once when the pause outlasts the call; kCancelled, kDeadlineExceeded.
+  absl::Status AwaitTurn(const Url& url, const CallContext& context, const Sleeper& sleep) const;
   // Monotonic time before which `origin` is not to be asked; zero if any time.
   absl::Duration PausedUntil(const std::string& origin) const ABSL_LOCKS_EXCLUDED(mutex_);
 

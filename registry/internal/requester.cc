@@ -132,24 +132,6 @@ struct Requester::Exchange {
   bool own_origin() const { return url.Origin() == api.Origin(); }
 };
 
-// Everybody who wants something from a host that asked for a pause waits here, unless the pause outlasts
-// them.
-absl::Status Requester::WaitForPause(const Url& url, const CallContext& context) {
-  while (true) {
-    RETURN_IF_ERROR(CheckLive(context, clock_));
-    absl::Duration until = hosts_.PausedUntil(url.Origin());
-    absl::Duration now = clock_.Monotonic();
-    if (until <= now) return absl::OkStatus();
-    if (until >= context.deadline) {
-      return absl::UnavailableError(
-          absl::StrCat(url.HostForMessages(), " asked to be left alone for another ",
-                       absl::FormatDuration(absl::Ceil(until - now, absl::Seconds(1))),
-                       ", longer than this call may take"));
-    }
-    sleep_(until - now, context);
-  }
-}
-
 std::optional<Attempt> Requester::Redirected(Exchange* exchange) {
   const HttpResponse& response = exchange->filter.response();
   auto refuse = [&](absl::Status status) { return Attempt{std::move(status), response.status, false}; };
@@ -230,7 +212,7 @@ Attempt Requester::Follow(Exchange* exchange) {
     http.allow_local_address =
         MayConnectLocally(exchange->api, exchange->url, options_.allow_private_redirects) ||
         exchange->at_api();
-    absl::Status waited = WaitForPause(exchange->url, exchange->context);
+    absl::Status waited = hosts_.AwaitTurn(exchange->url, exchange->context, sleep_);
     if (!waited.ok()) return {waited, 0, false};
     exchange->authorization.clear();
     if (exchange->own_origin()) {
@@ -244,7 +226,8 @@ Attempt Requester::Follow(Exchange* exchange) {
     TransferTiming timing;
     absl::Status status = transport_.Perform(http, &exchange->filter, &timing);
     if (exchange->filter.success()) hosts_.Observe(exchange->request.endpoint.host, timing);
-    // An error's body may break off (docker-registry announces the blob's length with its 416): its status stands.
+    // An error's body may break off (docker-registry announces the blob's length with its 416): its status
+    // stands.
     if (absl::IsUnavailable(status) && exchange->filter.response().status >= 300) status = absl::OkStatus();
     if (!status.ok()) {
       if (exchange->from_cache) targets_.Forget(exchange->key);

@@ -64,7 +64,7 @@ class Requester {
         transport_(*transport),
         hosts_(*hosts),
         clock_(*options->clock),
-        authenticator_(options, transport, hosts),
+        authenticator_(options, transport, hosts, sleep),
         sleep_(std::move(sleep)) {}
 
   // Hands a 2xx response to `handler` (its OnResponse is called at most once) and maps everything else:
@@ -74,7 +74,6 @@ class Requester {
 
  private:
   struct Exchange;  // the state of one Send
-  absl::Status WaitForPause(const Url& url, const CallContext& context);
   Attempt Follow(Exchange* exchange);
   // nullopt: go on with another request; else the end.
   std::optional<Attempt> Judge(Exchange* exchange);

@@ -106,16 +106,14 @@ absl::StatusOr<TokenAnswer> ParseTokenAnswer(absl::string_view text) {
 }
 
 absl::StatusOr<TokenAnswer> FetchToken(const TokenQuery& query, const CallContext& context,
-                                       Transport* transport, HostStates* hosts, const base::Clock& clock) {
+                                       Transport* transport, HostStates* hosts, const base::Clock& clock,
+                                       const Sleeper& sleep) {
   absl::StatusOr<Url> realm = Url::Parse(query.realm);
   if (!realm.ok()) return absl::DataLossError(absl::StrCat("token realm: ", realm.status().message()));
   RETURN_IF_ERROR(base::Annotate(CheckTarget(query.registry, *realm, query.allow_private), "token realm"));
   HttpRequest request = MakeRequest(query, *realm);
   for (int hop = 0; hop <= kMaxHops; ++hop) {
-    if (hosts->PausedUntil(request.url.Origin()) > clock.Monotonic()) {
-      return absl::UnavailableError(absl::StrCat("token server ", request.url.HostForMessages(),
-                                                 " asked to be left alone for a while"));
-    }
+    RETURN_IF_ERROR(base::Annotate(hosts->AwaitTurn(request.url, context, sleep), "token server"));
     request.deadline = context.deadline;
     request.cancel = context.cancel;
     request.allow_local_address = MayConnectLocally(query.registry, request.url, query.allow_private);

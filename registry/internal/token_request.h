@@ -33,7 +33,8 @@ struct TokenAnswer {
 // Unavailable: worth a retry. Credentials go to the realm itself only, never along a redirect to another
 // origin.
 absl::StatusOr<TokenAnswer> FetchToken(const TokenQuery& query, const CallContext& context,
-                                       Transport* transport, HostStates* hosts, const base::Clock& clock);
+                                       Transport* transport, HostStates* hosts, const base::Clock& clock,
+                                       const Sleeper& sleep);
 
 // What a token server's JSON says; without "expires_in" a token lives 60 s.
 absl::StatusOr<TokenAnswer> ParseTokenAnswer(absl::string_view json);

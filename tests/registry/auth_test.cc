@@ -274,6 +274,18 @@ TEST(Bearer, TokenServerTroubleIsRetried) {
   EXPECT_TRUE(ReadSome(client, registry.blob).ok());
 }
 
+TEST(Bearer, TokenServersMayAskForAPauseToo) {
+  TokenRegistry registry;
+  std::atomic<int> calls{0};
+  registry.token_server = [&](const Seen&) {
+    return calls++ == 0 ? Status(429, {{"retry-after", "30"}}) : Status(200, {}, "{\"token\":\"t1\"}");
+  };
+  FakeClient client(std::ref(registry));
+  EXPECT_TRUE(ReadSome(client, registry.blob).ok());
+  EXPECT_EQ(calls, 2);
+  EXPECT_GE(client.slept(), absl::Seconds(29));
+}
+
 TEST(Realm, MayNotLieSomewhereLocalOrUnencrypted) {
   for (const char* realm : {"http://auth.example/token", "https://169.254.169.254/token",
                             "https://127.0.0.1/token", "https://10.0.0.7/token", "https://localhost/token",
