@@ -30,13 +30,11 @@ namespace {
 
 // Whole layers that are indexed or unlazied at the same time.
 constexpr int kLayerThreads = 8;
-// A killed predecessor may take a moment to let go of the lock.
-constexpr absl::Duration kLockPatience = absl::Seconds(10);
 constexpr int kRemoveLooks = 50;
 
-absl::StatusOr<base::UniqueFd> LockRoot(const std::string& root) {
+absl::StatusOr<base::UniqueFd> LockRoot(const std::string& root, absl::Duration patience) {
   ASSIGN_OR_RETURN(base::UniqueFd lock, base::OpenFile(root + "/store.lock", O_RDWR | O_CREAT));
-  const absl::Duration give_up = base::SystemClock().Monotonic() + kLockPatience;
+  const absl::Duration give_up = base::SystemClock().Monotonic() + patience;
   while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK && errno != EINTR) return base::ErrnoStatus(errno, absl::StrCat("lock ", root));
     if (base::SystemClock().Monotonic() >= give_up) {
@@ -143,7 +141,7 @@ absl::Status Store::Start() {
   RETURN_IF_ERROR(base::MakeDirectories(layers_directory_));
   RETURN_IF_ERROR(CheckPrivate(options_.root));
   RETURN_IF_ERROR(CheckPrivate(layers_directory_));
-  ASSIGN_OR_RETURN(lock_, LockRoot(options_.root));
+  ASSIGN_OR_RETURN(lock_, LockRoot(options_.root, options_.lock_patience));
   RETURN_IF_ERROR(Restore());
   engine_->Start();
   layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kLayerThreads);

@@ -145,8 +145,9 @@ struct ContentStoreOptions {
   int fetch_threads = 16;
   uint64_t min_range_bytes = 256 << 10;  // request sizes follow bandwidth × round trip between these two
   uint64_t max_range_bytes = 8 << 20;
-  uint64_t max_memory_bytes = 64 << 20;             // fetched and decoded bytes in flight
-  absl::Duration sync_interval = absl::Seconds(5);  // how often data and presence are made durable
+  uint64_t max_memory_bytes = 64 << 20;              // fetched and decoded bytes in flight
+  absl::Duration sync_interval = absl::Seconds(5);   // how often data and presence are made durable
+  absl::Duration lock_patience = absl::Seconds(10);  // for a killed predecessor to let go of the root
   layer::BuildLimits limits;
   SourceFactory
       source_factory;  // may be empty: then restored layers have no sources until a handler is added

@@ -140,17 +140,13 @@ class FlightTable::JobBuilder {
 };
 
 uint64_t FlightTable::RangeTarget(Layer& layer, int streak, FetchCause cause) const {
-  switch (cause) {
-    case FetchCause::kDemand: {
-      const uint64_t hint = layer.range_hint().load(std::memory_order_relaxed);
-      const uint64_t base = std::clamp(hint, limits_.min_range_bytes, limits_.max_range_bytes);
-      return std::min(base << std::min(streak, 5), limits_.max_range_bytes);
-    }
-    case FetchCause::kTracePrefetch:
-      return 0;  // knows what it wants
-    default:
-      return limits_.max_range_bytes;
-  }
+  if (cause != FetchCause::kDemand) return 0;  // the others know what they want
+  // A first touch says nothing about its neighbours: little more than what was asked for. A reader that goes
+  // on gets what the link carries in one round trip, and then twice as much each time.
+  if (streak == 0) return limits_.min_range_bytes;
+  const uint64_t hint = layer.range_hint().load(std::memory_order_relaxed);
+  const uint64_t base = std::clamp(hint, limits_.min_range_bytes, limits_.max_range_bytes);
+  return std::min(base << std::min(streak - 1, 5), limits_.max_range_bytes);
 }
 
 JobPtr FlightTable::BuildForFlight(const Flight& flight, FetchCause cause) const {

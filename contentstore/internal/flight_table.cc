@@ -76,7 +76,7 @@ void FlightTable::Add(const WaiterPtr& waiter, absl::Duration now, Outcome* outc
   const ChunkCache& cache = *waiter->body->cache;
   for (uint64_t i = cache.FindNotPresent(chunks.first, chunks.end); i < chunks.end;
        i = cache.FindNotPresent(i + 1, chunks.end)) {
-    Bytes kept = FindKept(*waiter->layer, i);
+    Bytes kept = waiter->wants_range ? FindKept(*waiter->layer, i) : nullptr;
     if (kept != nullptr) {
       waiter->memory[i] = std::move(kept);
     } else {
@@ -147,10 +147,10 @@ void FlightTable::Abandon(const JobPtr& job, Outcome* outcome) {
   outcome->abandoned.push_back(job);
 }
 
-bool FlightTable::Fail(const WaiterPtr& waiter, const absl::Status& status, Outcome* outcome) {
+bool FlightTable::Fail(WaiterPtr waiter, const absl::Status& status, Outcome* outcome) {
   if (!waiter->waiting) return false;
   Leave(waiter.get(), outcome);
-  outcome->finished.emplace_back(waiter, status);
+  outcome->finished.emplace_back(std::move(waiter), status);
   return true;
 }
 
@@ -233,19 +233,15 @@ void FlightTable::Done(const JobPtr& job, const absl::Status& status, absl::Dura
   memory_ -= job->memory;
   if (job->abandoned) return;
   job->abandoned = true;  // over: nobody has to stop it any more
+  Expire(now, outcome);   // those whose time is up are told so, not what the source made of it
   const absl::Status error = status.ok() ? absl::InternalError("a fetch ended without its bytes") : status;
   for (const Job::Item& item : job->items) {
     Flight* flight = Find(job->layer.get(), item.chunk_number);
     if (flight == nullptr || flight->job != job) continue;
     if (absl::IsDeadlineExceeded(status)) {
       FetchCause cause = FetchCause::kStream;
-      bool lives = false;
-      for (const auto& [id, waiter] : flight->waiters) {
-        if (waiter->context.deadline <= now) continue;
-        lives = true;
-        cause = std::min(cause, waiter->context.cause);
-      }
-      if (lives) {
+      for (const auto& [id, waiter] : flight->waiters) cause = std::min(cause, waiter->context.cause);
+      if (!flight->waiters.empty()) {
         flight->job = nullptr;
         Queue(flight, cause);
         continue;

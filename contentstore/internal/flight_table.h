@@ -90,7 +90,8 @@ class FlightTable {
   // cooling down after an expired deadline (design rule 8).
   void Add(const WaiterPtr& waiter, absl::Duration now, Outcome* outcome);
   // Takes a waiter out with `status`. False when it was not waiting (any more).
-  bool Fail(const WaiterPtr& waiter, const absl::Status& status, Outcome* outcome);
+  // By value: the table may hold the only other reference.
+  bool Fail(WaiterPtr waiter, const absl::Status& status, Outcome* outcome);
   void FailLayer(const Layer* layer, const absl::Status& status, Outcome* outcome);
   void FailAll(const absl::Status& status, Outcome* outcome);
   void Expire(absl::Duration now, Outcome* outcome);

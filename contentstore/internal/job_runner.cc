@@ -89,6 +89,8 @@ bool JobRunner::Decode(Job::Item* item, absl::Span<const uint8_t> blob_bytes) {
     scratch_ = {};
   }
   item->done = true;
+  if (source_ != noted_) job_.layer->NoteServedBy(*source_);  // before anybody is answered, who may ask
+  noted_ = source_;
   host_.Deliver(job_, item->chunk_number, memory);
   return true;
 }
@@ -140,11 +142,9 @@ absl::Status JobRunner::Run() {
     while (looked < sources.size() && failed[position % sources.size()]) ++position, ++looked;
     if (looked == sources.size()) break;
     BlobSource& source = *sources[position % sources.size()];
+    source_ = &source;
     const absl::Status status = ReadFrom(source);
-    if (Remaining().empty()) {
-      job_.layer->NoteServedBy(source);
-      return absl::OkStatus();
-    }
+    if (Remaining().empty()) return absl::OkStatus();
     if (job_.cancel->cancelled()) return absl::CancelledError("nobody waits for these bytes any more");
     if (absl::IsDeadlineExceeded(status)) return status;
     if (status.ok()) {

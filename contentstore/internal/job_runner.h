@@ -40,7 +40,9 @@ class JobRunner {
 
   JobHost& host_;
   Job& job_;
-  absl::Status wrong_;  // the last chunk whose bytes were wrong
+  BlobSource* source_ = nullptr;  // being read now
+  BlobSource* noted_ = nullptr;   // the last that served
+  absl::Status wrong_;            // the last chunk whose bytes were wrong
   std::vector<uint8_t> scratch_;
 };
 

@@ -1,0 +1,203 @@
+// Layers with a table of contents: indexed by few requests, read at random, plain when the table is wrong.
+
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_format.h"
+#include "base/digest.h"
+#include "tests/contentstore/store_harness.h"
+
+namespace lazyblob::contentstore {
+namespace {
+
+using support::GatedBlobSource;
+
+// A gzip member that holds nothing but the eStargz footer's extra field (estargz.md, "Footer").
+std::string Footer(uint64_t toc_offset) {
+  std::string footer("\x1f\x8b\x08\x04\0\0\0\0\0\xff", 10);
+  footer += std::string("\x1a\0SG\x16\0", 6);
+  footer += absl::StrFormat("%016xSTARGZ", toc_offset);
+  footer += std::string("\x01\0\0\xff\xff", 5);
+  footer += std::string(8, '\0');
+  return footer;
+}
+
+struct Estargz {
+  support::Layer layer;
+  std::string data;                   // the data area
+  std::vector<uint64_t> blob_offset;  // of each file's first chunk
+  std::vector<uint64_t> data_offset;
+};
+
+// `files` of contents, cut into chunks of `chunk` bytes.
+Estargz MakeEstargz(const std::vector<std::string>& files, size_t chunk) {
+  Estargz made;
+  std::string blob;
+  std::string tar;
+  nlohmann::json entries = nlohmann::json::array();
+  for (size_t i = 0; i < files.size(); ++i) {
+    const std::string name = absl::StrCat("file", i);
+    const std::string& contents = files[i];
+    const support::TarMember member = support::File(name, contents);
+    const std::string header = support::TarHeader(member, contents.size());
+    tar += header;
+    blob += support::Gzip(header);
+    made.blob_offset.push_back(blob.size());
+    made.data_offset.push_back(made.data.size());
+    for (size_t at = 0; at < contents.size(); at += chunk) {
+      std::string part = contents.substr(at, chunk);
+      nlohmann::json entry = {{"name", name},
+                              {"type", at == 0 ? "reg" : "chunk"},
+                              {"offset", blob.size()},
+                              {"chunkDigest", base::Digest::Of(part).ToString()}};
+      if (at == 0) {
+        entry["size"] = contents.size();
+        entry["mode"] = 0644;
+        entry["modtime"] = "2020-01-02T03:04:05Z";
+        entry["digest"] = base::Digest::Of(contents).ToString();
+      } else {
+        entry["chunkOffset"] = at;
+      }
+      if (contents.size() > chunk) entry["chunkSize"] = part.size();
+      tar += part;
+      if (at + chunk >= contents.size()) {
+        const std::string padding((512 - contents.size() % 512) % 512, '\0');
+        tar += padding;
+        part += padding;
+      }
+      entries.push_back(entry);
+      blob += support::Gzip(part);
+    }
+    made.data += contents;
+    made.data.resize((made.data.size() + 4095) / 4096 * 4096, '\0');
+  }
+  const std::string toc = nlohmann::json{{"version", 1}, {"entries", entries}}.dump();
+  const uint64_t toc_offset = blob.size();
+  const std::string toc_tar = support::MakeTar({support::File("stargz.index.json", toc)});
+  blob += support::Gzip(toc_tar);
+  tar += toc_tar;
+  blob += Footer(toc_offset);
+  made.layer =
+      support::MakeLayerOf(tar, blob, oci::Compression::kGzip,
+                           {{"containerd.io/snapshot/stargz/toc.digest", base::Digest::Of(toc).ToString()}});
+  return made;
+}
+
+class EstargzTest : public StoreTest {
+ protected:
+  Estargz made_ = MakeEstargz({support::RandomBytes(100'000, 1), support::TextBytes(50'000, 2),
+                               support::RandomBytes(5'000, 3), support::RandomBytes(200'000, 4)},
+                              64 << 10);
+};
+
+TEST_F(EstargzTest, IsIndexedByOneRequestAndReadAtRandom) {
+  Open();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kLazy);
+  EXPECT_EQ(layer->not_lazy_reason(), "");
+  EXPECT_EQ(RequestCount(), 1);
+  const uint64_t toc_bytes = layer->stats().fetched_bytes[static_cast<size_t>(FetchCause::kIndex)];
+  EXPECT_GT(toc_bytes, 0);
+  EXPECT_LT(toc_bytes, made_.layer.blob.size());
+  ForgetRequests();
+  EXPECT_EQ(Read(*layer, made_.data_offset[2], 5'000).value(),
+            made_.data.substr(made_.data_offset[2], 5'000));
+  ASSERT_EQ(RequestCount(), 1);
+  EXPECT_EQ(Requests()[0].range.offset, made_.blob_offset[2]);
+  EXPECT_LT(Requests()[0].range.length, 20'000);
+  EXPECT_TRUE(Same(Read(*layer, 0, made_.data.size()).value(), made_.data));
+}
+
+TEST_F(EstargzTest, UnlazyMakesItComplete) {
+  Open();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  ASSERT_TRUE(store_->Unlazy(*layer, {}, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kComplete);
+  source_->Hold();
+  EXPECT_TRUE(Same(Read(*layer, 0, made_.data.size()).value(), made_.data));
+}
+
+TEST_F(EstargzTest, ATableThatIsNotTheOneNamedMakesTheLayerPlain) {
+  Open();
+  made_.layer.descriptor.annotations["containerd.io/snapshot/stargz/toc.digest"] =
+      base::Digest::Of("another").ToString();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kComplete);
+  EXPECT_EQ(layer->not_lazy_reason(), "toc-mismatch");
+  ASSERT_EQ(Log().size(), 1);
+  EXPECT_TRUE(absl::StrContains(Log()[0], made_.layer.descriptor.digest.ToString()));
+  layer.reset();
+  Close();
+  Open();
+  EXPECT_EQ(store_->Find(made_.layer.descriptor.digest)->not_lazy_reason(), "toc-mismatch");
+}
+
+TEST_F(EstargzTest, TablesThatContradictEachOtherMakeTheLayerPlain) {
+  Open();
+  made_.layer.descriptor.annotations["io.github.containers.zstd-chunked.manifest-checksum"] =
+      base::Digest::Of("another").ToString();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->not_lazy_reason(), "toc-conflict");
+  EXPECT_EQ(layer->state(), LayerState::kComplete);
+}
+
+TEST_F(EstargzTest, ATableThatWasDamagedOnTheWayIsReadAgain) {
+  Open();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  source_->Enqueue(GatedBlobSource::Corrupt(made_.layer.blob.size() - 300));
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kLazy);
+  EXPECT_EQ(layer->not_lazy_reason(), "");
+  EXPECT_EQ(RequestCount(), 2);
+}
+
+TEST_F(EstargzTest, ASourceThatFailsDoesNotMakeTheLayerPlain) {
+  Open();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  source_->SetDefault(GatedBlobSource::Fail(absl::UnavailableError("down")));
+  EXPECT_TRUE(absl::IsUnavailable(store_->EnsureIndexed(*layer, true, {}, {})));
+  EXPECT_EQ(layer->state(), LayerState::kNeedsIndex);
+  source_->SetDefault(GatedBlobSource::Succeed());
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kLazy);
+}
+
+TEST_F(EstargzTest, SmallFilesBesideEachOtherComeWithOneRequest) {
+  options_.min_range_bytes = 256 << 10;
+  options_.max_range_bytes = 1 << 20;
+  Open();
+  std::vector<std::string> files;
+  for (uint64_t i = 0; i < 100; ++i) files.push_back(support::RandomBytes(700, i));
+  made_ = MakeEstargz(files, 64 << 10);
+  std::shared_ptr<LazyLayer> layer = AddIndexed(made_.layer);
+  for (size_t i = 0; i < files.size(); ++i) {
+    EXPECT_EQ(Read(*layer, made_.data_offset[i], 700).value(), files[i]);
+  }
+  EXPECT_EQ(RequestCount(), 1);
+}
+
+TEST_F(EstargzTest, NoFlippedByteIsEverVisible) {
+  Open();
+  made_ = MakeEstargz({support::TextBytes(3'000, 1)}, 64 << 10);
+  std::shared_ptr<LazyLayer> layer = AddIndexed(made_.layer);
+  uint64_t refused = 0;
+  for (uint64_t byte = made_.blob_offset[0]; layer->stats().cached_bytes == 0; ++byte) {
+    ASSERT_LT(byte, made_.layer.blob.size());
+    source_->SetDefault(GatedBlobSource::Corrupt(byte));
+    const absl::StatusOr<std::string> read = Read(*layer, 0, 3'000);
+    if (!read.ok()) {
+      ++refused;
+    } else {
+      ASSERT_EQ(*read, made_.data.substr(0, 3'000)) << byte;
+      break;  // a byte that does not matter, or one beyond the file's
+    }
+  }
+  source_->SetDefault(GatedBlobSource::Succeed());
+  EXPECT_EQ(Read(*layer, 0, 3'000).value(), made_.data.substr(0, 3'000));
+}
+
+}  // namespace
+}  // namespace lazyblob::contentstore
