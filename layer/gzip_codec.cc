@@ -262,12 +262,12 @@ absl::Status GzipDecoder::TakeBody(Bytes* bytes, DataSink data, CheckpointSink c
     // Not far beyond the place from which on a checkpoint is wanted.
     const size_t room = since < spacing_ ? std::min<uint64_t>(kOutputBytes, spacing_ - since) : kOutputBytes;
     state.avail_out = static_cast<uint32_t>(room);
-    const int result = isal_inflate(&state);
+    // After an error its counters mean nothing.
+    if (const int result = isal_inflate(&state); result != ISAL_DECOMP_OK) return Bad(InflateError(result));
     const size_t used = step - state.avail_in, made = room - state.avail_out;
     if (cutter_ != nullptr) cutter_->AddInput(bytes->first(used));
     bytes->remove_prefix(used);
     blob_offset_ += used;
-    if (result != ISAL_DECOMP_OK) return Bad(InflateError(result));
 
     const Bytes output(buffer_.data() + window_, made);
     if (made > 0) {

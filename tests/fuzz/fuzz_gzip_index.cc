@@ -32,8 +32,10 @@ void StreamAndComeBack(absl::Span<const uint8_t> blob) {
   std::vector<uint8_t> data;
   absl::Status status;
   for (size_t at = 0; at < blob.size() && status.ok(); at += 1021) {
+    const absl::Span<const uint8_t> from = blob.subspan(at, 1021);
+    const std::vector<uint8_t> piece(from.begin(), from.end());  // alone in memory
     status = decoder.Feed(
-        blob.subspan(at, 1021),
+        piece,
         [&](absl::Span<const uint8_t> bytes) {
           if (data.size() + bytes.size() > kMaxOutput) return absl::ResourceExhaustedError("enough");
           data.insert(data.end(), bytes.begin(), bytes.end());

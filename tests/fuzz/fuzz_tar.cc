@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "layer/internal/tar_reader.h"
@@ -39,8 +40,10 @@ std::string ReadAll(absl::Span<const uint8_t> bytes, size_t step) {
   std::string out;
   absl::Status status;
   for (size_t at = 0; at < bytes.size() && status.ok(); at += step) {
+    const absl::Span<const uint8_t> from = bytes.subspan(at, step);
+    const std::vector<uint8_t> piece(from.begin(), from.end());  // alone in memory
     status = reader.Feed(
-        bytes.subspan(at, step),
+        piece,
         [&](Entry entry) {
           Require(entry.extents.empty() || entry.extents[0].data_offset <= bytes.size());
           absl::StrAppend(&out, Describe(entry), "\n");

@@ -207,6 +207,16 @@ TEST(GzipDecoder, ChecksumAndLengthOfMembersAreChecked) {
   }
 }
 
+TEST(GzipDecoder, DamagedStreamsInSmallPieces) {
+  const std::string blob = Gzip(TextBytes(40'000) + RandomBytes(3000, 2), 9);
+  for (size_t at = 10; at < blob.size(); at += 3) {
+    std::string damaged = blob;
+    damaged[at] = static_cast<char>(damaged[at] ^ (1 << (at % 8)));
+    EXPECT_EQ(Decode(damaged, 32 << 10, 64 + at % 200).status.code(), absl::StatusCode::kInvalidArgument)
+        << at;
+  }
+}
+
 TEST(GzipDecoder, Truncated) {
   const std::string blob = Gzip(TextBytes(1000)) + Gzip("second");
   const size_t first = Gzip(TextBytes(1000)).size();

@@ -37,7 +37,8 @@ IndexRun RunIndexer(const support::Layer& layer, uint64_t step, const BuildLimit
       StreamIndexer::Create(*PlainFormat(layer.descriptor), layer.descriptor, layer.diff_id, limits);
   run.status = indexer.status();
   for (size_t at = 0; run.status.ok() && at < blob.size(); at += step) {
-    run.status = (*indexer)->Feed(BytesOf(blob.substr(at, step)), sink);
+    const std::string piece(blob.substr(at, step));  // alone in memory, so that reading beyond it shows
+    run.status = (*indexer)->Feed(BytesOf(piece), sink);
   }
   if (!run.status.ok()) return run;
   run.directory = std::make_unique<support::TempDir>();

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/fault.h"
 #include "base/file.h"
 #include "layer/erofs.h"
@@ -275,6 +276,30 @@ TEST(LayerIndex, ManyChunksOpenFast) {
     EXPECT_EQ((*index)->FindChunk(i * 4096), i);
     EXPECT_EQ((*index)->FindChunk(i * 4096 + 1), i + 1);
   }
+}
+
+// docs/LAYER_INDEX.md shows these bytes; what depends on meta.erofs (its identity, hence the checksum) is
+// left out.
+TEST(LayerIndex, WorkedExample) {
+  const std::string doc = ReadAll(LAZYBLOB_SOURCE_DIR "/docs/LAYER_INDEX.md");
+  const IndexRun run =
+      RunIndexer(MakeLayer(MakeTar({support::File("hello.txt", "hello\n")}), Compression::kNone));
+  ASSERT_TRUE(run.status.ok()) << run.status;
+  const std::string index = ReadAll(run.directory->File("index"));
+  ASSERT_EQ(index.size(), 0x249u);
+  int shown = 0;
+  for (size_t at = 0; at < index.size(); at += 16) {
+    const bool of_meta = (at >= 0x10 && at < 0x30) || (at >= 0x170 && at <= 0x190);
+    const bool left_out = at > 0x60 && at < 0x170;
+    if (of_meta || left_out) continue;
+    std::string line = absl::StrFormat("%08x:", at);
+    for (size_t i = at; i < std::min(at + 16, index.size()); ++i) {
+      absl::StrAppendFormat(&line, "%s%02x", i % 2 == 0 ? " " : "", static_cast<uint8_t>(index[i]));
+    }
+    EXPECT_THAT(doc, HasSubstr(line));
+    ++shown;
+  }
+  EXPECT_EQ(shown, 37 - 2 - 3 - 16);
 }
 
 TEST(FormatName, All) {
