@@ -60,7 +60,6 @@ class Daemon {
   absl::Status Start() {
     ASSIGN_OR_RETURN(keeper_, fuse::KeeperClient::Connect(base::UniqueFd(options_.keeper_fd)));
     ASSIGN_OR_RETURN(auto connection, keeper_->TakeConnection());
-    const bool taken_over = connection.taken_over;
 
     registry::ClientOptions client;
     client.credentials = std::shared_ptr<const registry::CredentialsProvider>(&requesters_, [](auto*) {});
@@ -93,7 +92,8 @@ class Daemon {
     parts.requesters = &requesters_;
     parts.plain_http = &plain_http_;
     mounts_ = std::make_unique<MountManager>(parts);
-    RETURN_IF_ERROR(mounts_->Restore(taken_over));
+    ASSIGN_OR_RETURN(std::vector<std::string> mounted, keeper_->Mounted());
+    RETURN_IF_ERROR(mounts_->Restore({mounted.begin(), mounted.end()}));
     ASSIGN_OR_RETURN(control_, ControlServer::Start(options_.root, "control.sock", mounts_.get(),
                                                     store_.get(), &activity_));
     return absl::OkStatus();

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -68,18 +69,18 @@ void MountManager::LendCredentials(const MountedImage& image) {
   }
 }
 
-absl::Status MountManager::Restore(bool taken_over) {
+absl::Status MountManager::Restore(const std::set<std::string>& mounted) {
   RETURN_IF_ERROR(base::MakeDirectories(parts_.root + "/m"));
   RETURN_IF_ERROR(base::MakeDirectories(parts_.root + "/empty"));
   ASSIGN_OR_RETURN(std::vector<MountedImage> mounts, LoadMountTable(parts_.root + "/mounts.json"));
   absl::MutexLock lock(&mutex_);
-  if (!taken_over) return Save();  // the keeper that made those mounts took them down with it
   for (MountedImage& image : mounts) {
+    if (mounted.count(image.directory) == 0) continue;  // unmounted since, or gone with another keeper
     for (const MountedLayer& layer : image.layers) layer_mounts_.Adopt(layer, image.mode);
     LendCredentials(image);
     mounts_.push_back(std::move(image));
   }
-  return absl::OkStatus();
+  return Save();
 }
 
 absl::StatusOr<fuse::ProbeResult> MountManager::Probe() {
@@ -181,12 +182,19 @@ absl::Status MountManager::MountLayers(const Layers& layers, bool direct, Mounte
 absl::Status MountManager::MountRoot(const Layers& layers, const MountedImage& image) {
   fuse::OverlayRequest overlay;
   overlay.target = image.directory;
-  for (auto layer = image.layers.rbegin(); layer != image.layers.rend(); ++layer) {
-    overlay.lowers.push_back(layer->target);
+  bool whiteouts = false;
+  for (size_t i = layers.size(); i-- > 0;) {
+    whiteouts = whiteouts || layers[i]->index()->info().has_whiteouts;
+    // The same layer again below itself shows nothing new, and overlayfs refuses it in some modes.
+    const std::string& target = image.layers[i].target;
+    if (std::find(overlay.lowers.begin(), overlay.lowers.end(), target) == overlay.lowers.end()) {
+      overlay.lowers.push_back(target);
+    }
   }
-  // Overlayfs must hide the whiteouts of the only layer, and an image without layers is an empty directory.
-  bool needs_floor = layers.empty() || (layers.size() == 1 && layers[0]->index()->info().has_whiteouts);
-  if (needs_floor) overlay.lowers.push_back(parts_.root + "/empty");
+  // Overlayfs must hide the whiteouts of an only layer, and an image without layers is an empty directory.
+  if (overlay.lowers.empty() || (overlay.lowers.size() == 1 && whiteouts)) {
+    overlay.lowers.push_back(parts_.root + "/empty");
+  }
   return parts_.mounter->MountOverlay(overlay);
 }
 
@@ -275,7 +283,11 @@ absl::Status MountManager::Unmount(const std::string& directory) {
     parts_.requesters->Remove(lent->second);
     lent_.erase(lent);
   }
-  return Save();
+  // A disk that is full must not keep anything mounted: a successor asks the keeper what still is.
+  if (absl::Status saved = Save(); !saved.ok()) {
+    fprintf(stderr, "lazyblobd: %s\n", std::string(saved.message()).c_str());
+  }
+  return absl::OkStatus();
 }
 
 void MountManager::UnmountAll() {

@@ -53,9 +53,8 @@ class MountManager {
   explicit MountManager(Parts parts);
   MountManager(const MountManager&) = delete;
 
-  // Takes over the mounts of a predecessor on the same FUSE connection, or, without one, clears what a
-  // predecessor left behind.
-  absl::Status Restore(bool taken_over) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Takes over the mounts of a predecessor: those of its record that are among `mounted`, what the keeper holds.
+  absl::Status Restore(const std::set<std::string>& mounted) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Mounts at `directory` (absolute, existing, empty, not a mount point). On error nothing stays mounted.
   absl::StatusOr<MountedImage> Mount(const ImageRequest& request, const std::string& directory,
