@@ -185,10 +185,11 @@ absl::StatusOr<LayerMountRequest> DecodeLayerMount(absl::string_view body) {
   if (!IsMode(mode)) reader.Fail("unknown mode");
   request.mode = static_cast<Mode>(mode);
   std::string digest = reader.String(kMaxDigestText);
-  request.meta_path = reader.Path();
   if (request.mode == Mode::kFuse) {
+    request.meta_path = reader.String(kMaxPathBytes);  // only its last name counts, which image it is
     reader.String(kMaxPathBytes);
   } else {
+    request.meta_path = reader.Path();
     request.data_path = reader.String(kMaxPathBytes);
     if (!request.data_path.empty() &&
         (request.data_path[0] != '/' || request.data_path.find('\0') != std::string::npos)) {

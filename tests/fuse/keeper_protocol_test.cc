@@ -88,6 +88,13 @@ TEST(KeeperProtocol, FuseModeNeedsNoPaths) {
   EXPECT_TRUE(DecodeLayerMount(EncodeLayerMount(request)).ok());
 }
 
+TEST(KeeperProtocol, FuseModeSaysWhichImageOfTheLayer) {
+  LayerMountRequest request = SampleLayer();
+  request.mode = Mode::kFuse;
+  request.meta_path = "/state/layer/meta-3-00ff.erofs";
+  EXPECT_EQ(DecodeLayerMount(EncodeLayerMount(request))->meta_path, request.meta_path);
+}
+
 TEST(KeeperProtocol, TheBytesAreTheDocumentedOnes) {
   Message message;
   message.type = MessageType::kUnmount;
