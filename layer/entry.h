@@ -1,7 +1,8 @@
 #pragma once
 
-// One member of a layer as the layer says it: a tar header with its extensions, or a TOC entry. Not yet resolved:
-// hard links by path, whiteouts by name, duplicates allowed, parents may be missing. TreeBuilder makes sense of it.
+// One member of a layer as the layer says it: a tar header with its extensions, or a TOC entry. Not yet
+// resolved: hard links by path, whiteouts by name, duplicates allowed, parents may be missing. TreeBuilder
+// makes sense of it.
 
 #include <cstdint>
 #include <string>
@@ -10,7 +11,15 @@
 
 namespace lazyblob::layer {
 
-enum class EntryType : uint8_t { kRegular, kDirectory, kSymlink, kHardLink, kCharDevice, kBlockDevice, kFifo };
+enum class EntryType : uint8_t {
+  kRegular,
+  kDirectory,
+  kSymlink,
+  kHardLink,
+  kCharDevice,
+  kBlockDevice,
+  kFifo
+};
 
 // A run of a file's bytes in the layer's data area. Ranges of the file that no extent covers are zeros.
 struct Extent {

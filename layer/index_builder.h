@@ -17,8 +17,8 @@
 namespace lazyblob::layer {
 
 // How a layer will be read, decided from media type and annotations alone; no I/O.
-// A TOC format only when the annotations name a TOC digest; two annotations that name different TOCs (or a TOC for
-// another compression) are FailedPrecondition: not lazy, callers treat the layer as plain.
+// A TOC format only when the annotations name a TOC digest; two annotations that name different TOCs (or a
+// TOC for another compression) are FailedPrecondition: not lazy, callers treat the layer as plain.
 absl::StatusOr<Format> FormatOf(const oci::Descriptor& layer);
 // The plain format of the layer, whatever its annotations say. InvalidArgument: not a layer media type.
 absl::StatusOr<Format> PlainFormatOf(const oci::Descriptor& layer);
@@ -26,8 +26,8 @@ absl::StatusOr<Format> PlainFormatOf(const oci::Descriptor& layer);
 struct BuildLimits {
   uint64_t max_data_bytes = kMaxDataBytes;
   uint64_t max_entries = 10'000'000;
-  uint64_t max_toc_bytes = 1 << 30;   // uncompressed
-  uint64_t max_ratio = 2000;          // data bytes per blob byte beyond the first 64 MiB
+  uint64_t max_toc_bytes = 1 << 30;       // uncompressed
+  uint64_t max_ratio = 2000;              // data bytes per blob byte beyond the first 64 MiB
   uint64_t checkpoint_spacing = 1 << 20;  // bytes of output between gzip checkpoints, and size of tar chunks
   uint64_t max_zstd_window = 8 << 20;     // memory a zstd frame may ask for; at most 128 MiB
 };
@@ -46,17 +46,18 @@ class StreamIndexer {
   // Decodes `blob_bytes` and gives what comes out to `data` (padding after tar members zeroed). DataLoss or
   // InvalidArgument name the entry or the offset.
   virtual absl::Status Feed(absl::Span<const uint8_t> blob_bytes, DataSink data) = 0;
-  // All bytes are there: checks size, blob digest and diffID (DataLoss), then writes the index into `directory`,
-  // which exists. Materialised parts of sparse files are given to `data` too.
+  // All bytes are there: checks size, blob digest and diffID (DataLoss), then writes the index into
+  // `directory`, which exists. Materialised parts of sparse files are given to `data` too.
   virtual absl::Status Finish(const std::string& directory, DataSink data) = 0;
 };
 
 // Random access to a blob for the TOC formats. Reads exactly out.size() bytes or fails.
 using BlobReader = absl::FunctionRef<absl::Status(uint64_t blob_offset, absl::Span<uint8_t> out)>;
 // Opens another blob of the same repository whole (external TOC image), verified by the caller.
-// Reads footer and TOC, verifies the TOC's digest against the descriptor's annotation, checks every number in it
-// and writes the index. InvalidArgument/DataLoss: the TOC lies or is damaged; FailedPrecondition: no usable TOC.
-absl::Status IndexFromToc(Format format, const oci::Descriptor& layer, BlobReader read, const BuildLimits& limits,
-                          const std::string& directory);
+// Reads footer and TOC, verifies the TOC's digest against the descriptor's annotation, checks every number in
+// it and writes the index. InvalidArgument/DataLoss: the TOC lies or is damaged; FailedPrecondition: no
+// usable TOC.
+absl::Status IndexFromToc(Format format, const oci::Descriptor& layer, BlobReader read,
+                          const BuildLimits& limits, const std::string& directory);
 
 }  // namespace lazyblob::layer

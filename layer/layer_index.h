@@ -1,7 +1,7 @@
 #pragma once
 
-// The layer index: what every layer format is reduced to. A table of chunks (how to get each part of the data area
-// from the blob, and its SHA-256) and an EROFS image of the tree whose files lie in the data area.
+// The layer index: what every layer format is reduced to. A table of chunks (how to get each part of the data
+// area from the blob, and its SHA-256) and an EROFS image of the tree whose files lie in the data area.
 // docs/LAYER_INDEX.md fixes the bytes of the file; nothing above this folder knows formats.
 
 #include <cstdint>
@@ -24,11 +24,13 @@ absl::string_view FormatName(Format format);
 
 // How a chunk's bytes come out of its blob range.
 enum class Codec : uint8_t {
-  kIdentity = 0,        // copied
-  kGzipCheckpoint = 1,  // inflated from checkpoint `codec_argument`; blob range starts at the byte that holds its bit
-  kGzipMember = 2,      // gzip member(s) that start at the blob range; the first `codec_argument` bytes are skipped
-  kZstdFrame = 3,       // zstd frame(s) that start at the blob range; the first `codec_argument` bytes are skipped
-  kInline = 4,          // held by the index itself (materialised parts of sparse files): no blob range
+  kIdentity = 0,  // copied
+  kGzipCheckpoint =
+      1,  // inflated from checkpoint `codec_argument`; blob range starts at the byte that holds its bit
+  kGzipMember =
+      2,  // gzip member(s) that start at the blob range; the first `codec_argument` bytes are skipped
+  kZstdFrame = 3,  // zstd frame(s) that start at the blob range; the first `codec_argument` bytes are skipped
+  kInline = 4,     // held by the index itself (materialised parts of sparse files): no blob range
 };
 
 struct Chunk {
@@ -49,21 +51,22 @@ struct LayerInfo {
   Format format = Format::kTar;
   base::Digest blob_digest;
   uint64_t blob_size = 0;
-  base::Digest diff_id;    // of the uncompressed tar; empty when not known (TOC formats)
-  uint64_t data_size = 0;  // of the data area, a multiple of kDataAlignment; parts that no chunk covers are zeros
+  base::Digest diff_id;  // of the uncompressed tar; empty when not known (TOC formats)
+  uint64_t data_size =
+      0;  // of the data area, a multiple of kDataAlignment; parts that no chunk covers are zeros
   uint64_t inode_count = 0;
-  // False: a chunk costs decoding more of the blob than is sensible (a zstd layer of one big frame), so the layer
-  // should be streamed whole; Decode() of its chunks is right, but slow, and their blob ranges overlap.
+  // False: a chunk costs decoding more of the blob than is sensible (a zstd layer of one big frame), so the
+  // layer should be streamed whole; Decode() of its chunks is right, but slow, and their blob ranges overlap.
   bool random_access = true;
-  bool has_whiteouts = false;                     // whiteouts or opaque directories
-  std::vector<std::string> implied_directories;   // without entries of their own; "" is the root. Sorted
+  bool has_whiteouts = false;                    // whiteouts or opaque directories
+  std::vector<std::string> implied_directories;  // without entries of their own; "" is the root. Sorted
 };
 
 // Immutable after Open, memory-mapped; thread-safe.
 class LayerIndex {
  public:
-  // Opens the files `index` and `meta.erofs` in `directory`. DataLoss when damaged (own checksum) or of an unknown version:
-  // the caller builds it again.
+  // Opens the files `index` and `meta.erofs` in `directory`. DataLoss when damaged (own checksum) or of an
+  // unknown version: the caller builds it again.
   static absl::StatusOr<std::shared_ptr<const LayerIndex>> Open(const std::string& directory);
   ~LayerIndex();
 
@@ -72,12 +75,12 @@ class LayerIndex {
 
   uint64_t chunk_count() const;
   Chunk chunk(uint64_t i) const;  // i < chunk_count()
-  // The first chunk that ends after `data_offset`; chunk_count() if there is none. Chunks are sorted by data_offset
-  // and do not overlap, but may leave gaps.
+  // The first chunk that ends after `data_offset`; chunk_count() if there is none. Chunks are sorted by
+  // data_offset and do not overlap, but may leave gaps.
   uint64_t FindChunk(uint64_t data_offset) const;
 
-  // Decodes chunk `i` from `blob_bytes` (exactly its blob range) into `out` (exactly data_size bytes) and checks its
-  // SHA-256. DataLoss, and `out` zeroed, when the bytes are not the right ones.
+  // Decodes chunk `i` from `blob_bytes` (exactly its blob range) into `out` (exactly data_size bytes) and
+  // checks its SHA-256. DataLoss, and `out` zeroed, when the bytes are not the right ones.
   absl::Status Decode(uint64_t i, absl::Span<const uint8_t> blob_bytes, absl::Span<uint8_t> out) const;
 
  private:

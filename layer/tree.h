@@ -1,8 +1,8 @@
 #pragma once
 
-// The tree of one layer, after the rules of OCI layers have been applied: last duplicate wins, hard links share an
-// inode, whiteouts are overlayfs whiteouts (character device 0:0), opaque markers are flags, implied parents exist.
-// Hostile input ends in InvalidArgument naming the entry.
+// The tree of one layer, after the rules of OCI layers have been applied: last duplicate wins, hard links
+// share an inode, whiteouts are overlayfs whiteouts (character device 0:0), opaque markers are flags, implied
+// parents exist. Hostile input ends in InvalidArgument naming the entry.
 
 #include <cstdint>
 #include <map>
@@ -33,7 +33,8 @@ struct Inode {
   std::string symlink;
   std::vector<std::pair<std::string, std::string>> xattrs;  // sorted; never trusted.* or user.overlay.*
   std::vector<Extent> extents;
-  std::vector<std::pair<std::string, uint32_t>> children;  // of a directory: name, inode number; sorted by name
+  std::vector<std::pair<std::string, uint32_t>>
+      children;  // of a directory: name, inode number; sorted by name
 };
 
 // Inode 0 is the root directory. Every inode is reachable from it.
@@ -48,8 +49,8 @@ class TreeBuilder {
  public:
   TreeBuilder();
   ~TreeBuilder();
-  // `max_entries` bounds memory; limits on names (1–255 bytes, no '/', no NUL), path (4096), depth (1024), symlink
-  // (4095), xattrs per inode (64 KiB) are fixed.
+  // `max_entries` bounds memory; limits on names (1–255 bytes, no '/', no NUL), path (4096), depth (1024),
+  // symlink (4095), xattrs per inode (64 KiB) are fixed.
   void set_max_entries(uint64_t max_entries);
   absl::Status Add(Entry entry);
   // Hard links are resolved here (targets may come later; cycles and missing targets are errors).
