@@ -44,8 +44,9 @@ class FlightTable::JobBuilder {
       GrowBackward(head);
       GrowForward(head, limit, target);
     }
-    std::stable_sort(job_->items.begin(), job_->items.end(), [](const Job::Item& a, const Job::Item& b) {
-      return BlobEnd(a.chunk) < BlobEnd(b.chunk);
+    std::sort(job_->items.begin(), job_->items.end(), [](const Job::Item& a, const Job::Item& b) {
+      return std::make_pair(BlobEnd(a.chunk), a.chunk_number) <
+             std::make_pair(BlobEnd(b.chunk), b.chunk_number);
     });
     uint64_t largest_data = 0;
     uint64_t largest_blob = 0;
