@@ -49,6 +49,7 @@ class Builder {
   absl::StatusOr<Entry> Translate(TocEntry* from) const;
   absl::StatusOr<uint64_t> Allocate(uint64_t size);
   absl::Status AddPiece(const TocEntry& entry);
+  bool IsZeros(const base::Digest& digest, uint64_t size);
   absl::Status CloseFile();
   absl::Status AddTocItself();
   absl::Status CheckPieces() const;
@@ -63,7 +64,8 @@ class Builder {
   std::vector<uint64_t> offsets_;  // where frames or members of data start, those of zeros too
   std::vector<Chunk> toc_chunks_;
   uint64_t data_end_ = 0;
-  uint64_t stored_ = 0;  // bytes of the data area that chunks cover
+  uint64_t zeros_budget_ = uint64_t{4} << 30;  // bytes that may be hashed to find files of zeros
+  uint64_t stored_ = 0;                        // bytes of the data area that chunks cover
 
   // The file whose chunks are coming.
   std::string name_;
@@ -159,7 +161,6 @@ absl::Status Builder::AddPiece(const TocEntry& entry) {
   last_is_data_ = entry.chunk_type.empty();
   if (entry.chunk_type == "zeros") return absl::OkStatus();  // parts without a chunk are zeros
   if (!entry.chunk_type.empty()) return NotLazy("a chunk of unknown type");
-  if (size > kMaxChunkBytes) return NotLazy("a chunk larger than 16 MiB");
   if (entry.inner_offset > kMaxInnerOffset) return NotLazy("a chunk more than 16 MiB into its gzip member");
   const std::string& text = entry.chunk_digest.empty() && whole ? entry.digest : entry.chunk_digest;
   if (text.empty()) return NotLazy("a chunk without digest");
@@ -167,11 +168,29 @@ absl::Status Builder::AddPiece(const TocEntry& entry) {
   if (!digest.ok()) return Bad("a chunk's digest is malformed");
   if (digest->algorithm() != base::DigestAlgorithm::kSha256)
     return NotLazy("a chunk's digest is not SHA-256");
+  if (size > kMaxChunkBytes) {
+    if (!IsZeros(*digest, size)) return NotLazy("a chunk larger than 16 MiB");
+    last_is_data_ = false;
+    return absl::OkStatus();
+  }
   Piece piece{data_offset, size, entry.offset, entry.inner_offset, 0, {}};
   std::copy(digest->bytes().begin(), digest->bytes().end(), piece.sha256.begin());
   pieces_.push_back(piece);
   stored_ += size;
   return absl::OkStatus();
+}
+
+// Whether `digest` is that of `size` zeros. containers/storage does not say so of a file that is one run of
+// them, and those are the files whose chunks are larger than any we take.
+bool Builder::IsZeros(const base::Digest& digest, uint64_t size) {
+  if (size > zeros_budget_) return false;
+  zeros_budget_ -= size;
+  static constexpr uint8_t kZeros[64 << 10] = {};
+  base::Hasher hasher;
+  for (uint64_t left = size; left > 0; left -= std::min<uint64_t>(left, sizeof(kZeros))) {
+    hasher.Update(absl::MakeConstSpan(kZeros, std::min<uint64_t>(left, sizeof(kZeros))));
+  }
+  return hasher.Finish() == digest;
 }
 
 absl::Status Builder::CloseFile() {

@@ -202,7 +202,7 @@ absl::StatusOr<Toc> ReadChunked(const TocNames& names, BlobReader read, Tail* ta
   }
   Toc toc;
   toc.payload_end = position.offset - kSkippableHeader;
-  ZstdDecoder decoder(limits.max_zstd_window);
+  ZstdDecoder decoder(kMaxZstdWindow);  // containers/storage asks for more than data ever needs
   absl::Status decoded = decoder.Feed(
       compressed, [&](Bytes bytes) { return AppendBounded(bytes, position.size, &toc.json); },
       [](uint64_t) {});

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 #include <string>
 #include <utility>
 
@@ -58,8 +59,7 @@ bool Dropped(absl::string_view name, EntryType type) {
 
 absl::Status TakeXattrs(absl::string_view path, EntryType type,
                         std::vector<std::pair<std::string, std::string>> from, Inode* inode) {
-  uint64_t total = sizeof(ErofsXattrHeader);
-  std::stable_sort(from.begin(), from.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::map<std::string, std::string> kept;  // sorted; of two with one name the later one
   for (auto& [name, value] : from) {
     if (name.size() > kMaxNameBytes || name.find('\0') != std::string::npos) {
       return Bad(path, "an extended attribute's name is longer than 255 bytes or holds a NUL");
@@ -69,16 +69,15 @@ absl::Status TakeXattrs(absl::string_view path, EntryType type,
       return Bad(path,
                  absl::StrCat("extended attribute ", base::Printable(name), " is larger than 65535 bytes"));
     }
-    if (!inode->xattrs.empty() && inode->xattrs.back().first == name) {
-      inode->xattrs.back().second = std::move(value);
-      continue;
-    }
-    inode->xattrs.emplace_back(std::move(name), std::move(value));
+    kept[std::move(name)] = std::move(value);
   }
-  for (const auto& [name, value] : inode->xattrs)
+  uint64_t total = sizeof(ErofsXattrHeader);
+  inode->xattrs.reserve(kept.size());
+  for (auto& [name, value] : kept) {
     total += sizeof(ErofsXattrEntry) + name.size() + value.size() + 3;
+    inode->xattrs.emplace_back(name, std::move(value));
+  }
   if (total > kErofsMaxXattrBytes) return Bad(path, "extended attributes are larger than 64 KiB");
-  inode->xattrs.shrink_to_fit();
   return absl::OkStatus();
 }
 
