@@ -219,7 +219,13 @@ void FlightTable::NoteSequence(const Job& job) {
     end = std::max(end, item.chunk_number + 1);
   }
   LayerFetchState& state = job.layer->fetch_state();
+  const bool overtaken = first >= state.run_chunk && first < state.next_chunk;
   state.streak = state.StreakAt(first);
+  state.run_chunk = first;
+  if (overtaken) {  // the reader is faster than what is read ahead of it, which goes on
+    state.next_chunk = std::max(state.next_chunk, end);
+    return;
+  }
   state.next_chunk = end;
   if (state.streak < kSequential) {
     job.layer->ahead_trigger().store(UINT64_MAX, std::memory_order_relaxed);
@@ -268,6 +274,7 @@ void FlightTable::ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end) {
     return;
   }
   ++state.streak;
+  state.run_chunk = index.FindChunk(trigger.load(std::memory_order_relaxed));
   WishAhead(layer, body);
 }
 

@@ -43,14 +43,18 @@ struct LayerFetchState {
     uint64_t end = 0;
     absl::Duration until;
   };
-  uint64_t next_chunk = UINT64_MAX;  // after the last range that was fetched on demand or ahead
-  int streak = 0;                    // how many ranges in a row continued the one before
-  uint64_t ahead_chunk = 0;          // up to where reading ahead has been asked for
+  // A reader that goes on is somewhere between run_chunk and next_chunk: what was fetched on demand or asked
+  // for ahead of it ends there.
+  uint64_t run_chunk = UINT64_MAX;
+  uint64_t next_chunk = UINT64_MAX;
+  int streak = 0;            // how many ranges in a row continued the one before
+  uint64_t ahead_chunk = 0;  // up to where reading ahead has been asked for
 
-  int StreakAt(uint64_t first_chunk) const {
-    return first_chunk >= next_chunk && first_chunk - next_chunk <= 1 ? streak + 1 : 0;
+  // The streak if `first` is fetched on demand now.
+  int StreakAt(uint64_t first) const {
+    if (first < run_chunk || (first > next_chunk && first - next_chunk > 1)) return 0;
+    return first < next_chunk ? streak : streak + 1;
   }
-
   std::vector<Cooling> cooling;
 };
 
