@@ -1,5 +1,6 @@
 #include "fuse/server.h"
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <thread>
@@ -10,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
+#include "fuse/internal/deadline.h"
 #include "fuse/internal/filesystem.h"
 #include "fuse/internal/handle_table.h"
 #include "fuse/internal/page_dropper.h"
@@ -19,7 +21,9 @@
 namespace lazyblob::fuse {
 namespace {
 
-constexpr absl::Duration kTick = absl::Milliseconds(100);
+// A fast reader fills some 40 MiB of page cache within a tick; waiting reads are looked at every fourth.
+constexpr absl::Duration kTick = absl::Milliseconds(25);
+constexpr uint64_t kTicksPerSweep = 4;
 
 // SigPnd and ShdPnd of /proc/PID/status. Never another file of the process: they take locks a reader in a
 // page fault may hold.
@@ -36,6 +40,18 @@ bool KillPendingInProc(uint32_t pid) {
     }
   }
   return false;
+}
+
+// The smaller of the kernel's limits on FUSE requests (Linux 6.14); 0: none.
+uint64_t KernelRequestLimit() {
+  uint64_t limit = 0;
+  for (const char* name : {"default_request_timeout", "max_request_timeout"}) {
+    auto text = base::ReadFile(absl::StrCat("/proc/sys/fs/fuse/", name), 64);
+    uint64_t seconds = 0;
+    if (!text.ok() || !absl::SimpleAtoi(*text, &seconds) || seconds == 0) continue;
+    limit = limit == 0 ? seconds : std::min(limit, seconds);
+  }
+  return limit;
 }
 
 void LogToStderr(absl::string_view line) {
@@ -101,8 +117,12 @@ class FuseServer::Impl {
     internal::ReadEngine::Options engine;
     engine.replies = &session_;
     engine.clock = options.clock;
-    // The kernel's own second and third try fail at once, so nearly all of the budget is for the first.
-    engine.deadline = options.read_deadline * 0.9;
+    const uint64_t limit = KernelRequestLimit();
+    engine.deadline = internal::RequestDeadline(options.read_deadline, limit);
+    if (engine.deadline < options.read_deadline / 2) {
+      log_(absl::StrCat("reads wait no longer than ", absl::FormatDuration(engine.deadline),
+                        ": fs.fuse.*_request_timeout would abort all mounts after ", limit, " s"));
+    }
     engine.kill_pending =
         options.kill_pending != nullptr ? std::move(options.kill_pending) : KillPendingInProc;
     engine.log = log_;
@@ -121,12 +141,12 @@ class FuseServer::Impl {
   void KeepHouse() ABSL_LOCKS_EXCLUDED(mutex_) {
     auto wanted = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || awake_; };
     absl::MutexLock lock(&mutex_);
-    while (true) {
+    for (uint64_t tick = 0;; ++tick) {
       mutex_.Await(absl::Condition(&wanted));
       if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kTick)) return;
       awake_ = false;
       mutex_.Unlock();
-      const bool waiting = reads_->Sweep();
+      const bool waiting = tick % kTicksPerSweep != 0 || reads_->Sweep();
       const bool dropping = dropper_.Flush(clock_->Monotonic(), false);
       mutex_.Lock();
       if (waiting || dropping) awake_ = true;

@@ -57,7 +57,7 @@ bool PageDropper::Flush(absl::Duration now, bool all) {
       due.push_back(std::move(here->second));
       fresh_.erase(here);
     }
-    auto keep = std::stable_partition(again_.begin(), again_.end(), [&](const File& file) {
+    auto keep = std::partition(again_.begin(), again_.end(), [&](const File& file) {
       return !all && now - file.since < kSecondPass;
     });
     std::move(keep, again_.end(), std::back_inserter(due));

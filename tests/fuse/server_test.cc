@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "fuse/internal/deadline.h"
 #include "fuse/internal/protocol.h"
 #include "gmock/gmock.h"
 #include "tests/fuse/server_fixture.h"
@@ -148,6 +149,7 @@ TEST_F(ServerTest, ShortCacheFileIsAnErrorNotAShortAnswer) {
   EXPECT_EQ(kernel_.Read(node_b_, 1, 65536, 65536).error, EIO);
   EXPECT_EQ(kernel_.Read(node_b_, 1, 0, 65536).error, 0);
   EXPECT_EQ(kernel_.Read(node_b_, 1, 131072, 4096).error, EIO);
+  server_->Stop();  // what is counted after the answer is counted now
   EXPECT_EQ(server_->counters().failed_reads, 2u);
 }
 
@@ -255,6 +257,15 @@ TEST_F(ServerTest, AStoreThatForgetsItsDeadlineDoesNotHangTheReader) {
   EXPECT_TRUE(layer_a_->AwaitCancelled(1));
 }
 
+TEST(RequestDeadlineTest, StaysInsideTheBudgetAndTheKernelsLimit) {
+  using internal::RequestDeadline;
+  EXPECT_EQ(RequestDeadline(absl::Seconds(60), 0), absl::Seconds(54));
+  EXPECT_EQ(RequestDeadline(absl::Seconds(60), 1000), absl::Seconds(54));
+  EXPECT_EQ(RequestDeadline(absl::Seconds(60), 20), absl::Seconds(10));
+  EXPECT_EQ(RequestDeadline(absl::InfiniteDuration(), 0), absl::InfiniteDuration());
+  EXPECT_EQ(RequestDeadline(absl::InfiniteDuration(), 20), absl::Seconds(10));
+}
+
 TEST_F(ServerTest, WaitForEverIsForEver) {
   ServerOptions options = Options();
   options.read_deadline = absl::InfiniteDuration();
@@ -333,6 +344,7 @@ TEST_F(ServerTest, HandlesKeepTheLayerUntilTheirRelease) {
   EXPECT_EQ(server_->open_handles(digest), 1u);
   EXPECT_EQ(kernel_.Release(node_a_, two).error, 0);
   EXPECT_EQ(server_->open_handles(digest), 0u);
+  server_->Stop();  // no thread is still returning from a read
   EXPECT_TRUE(weak.expired());
 }
 
