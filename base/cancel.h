@@ -23,8 +23,9 @@ class CancelToken {
   void Cancel() ABSL_LOCKS_EXCLUDED(mutex_);
   bool cancelled() const ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Calls `callback` upon Cancel(), or at once when already cancelled. The registration ends with the returned
-  // object, whose destructor waits for a callback that is just running (so never destroy it inside the callback).
+  // Calls `callback` upon Cancel(), or at once when already cancelled. The registration ends with the
+  // returned object, whose destructor waits for a callback that is just running (so never destroy it inside
+  // the callback).
   class Registration {
    public:
     Registration() = default;

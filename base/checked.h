@@ -1,7 +1,7 @@
 #pragma once
 
-// Checked 64-bit arithmetic for numbers that come from outside. Each returns false, and leaves *out alone, when
-// the exact result does not fit.
+// Checked 64-bit arithmetic for numbers that come from outside. Each returns false, and leaves *out alone,
+// when the exact result does not fit.
 
 #include <cstdint>
 

@@ -1,7 +1,8 @@
 #pragma once
 
-// Named fault points: places where a test may make the code fail, stop or die. One relaxed load when none is armed.
-// Points are armed by a test in its own process, or, for child processes, by LAZYBLOB_FAULTS="name=kill,name=error".
+// Named fault points: places where a test may make the code fail, stop or die. One relaxed load when none is
+// armed. Points are armed by a test in its own process, or, for child processes, by
+// LAZYBLOB_FAULTS="name=kill,name=error".
 
 #include <atomic>
 #include <functional>

@@ -54,8 +54,8 @@ absl::Status WriteFull(int fd, absl::Span<const uint8_t> data);
 // The whole of a file of at most `max_bytes` bytes (ResourceExhausted if it is larger).
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes);
 
-// Replaces `path` by `contents`: temporary name in the same directory, fdatasync, rename, sync of the directory.
-// After a crash the old or the new contents are there, never a mixture.
+// Replaces `path` by `contents`: temporary name in the same directory, fdatasync, rename, sync of the
+// directory. After a crash the old or the new contents are there, never a mixture.
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view contents, uint32_t mode = 0600);
 
 // fsync(2) of a directory, so that a rename or unlink in it is durable.

@@ -17,8 +17,8 @@ namespace lazyblob::base {
 // the errno itself is kept and ErrnoOf() returns it.
 absl::Status ErrnoStatus(int error, absl::string_view what);
 
-// The errno that best describes `status` to a caller of a system call: the one given to ErrnoStatus where there
-// is one, else EIO for everything that has no exact twin (never 0 for an error, 0 for OK).
+// The errno that best describes `status` to a caller of a system call: the one given to ErrnoStatus where
+// there is one, else EIO for everything that has no exact twin (never 0 for an error, 0 for OK).
 int ErrnoOf(const absl::Status& status);
 
 // `status` with "<context>: " in front of its message; payloads are kept. OK stays OK.
@@ -34,14 +34,14 @@ std::string Printable(absl::string_view text);
 #define LB_CONCAT(a, b) LB_CONCAT_INNER(a, b)
 
 // Returns from the enclosing function when `expr` is not OK.
-#define RETURN_IF_ERROR(expr)                     \
-  do {                                            \
+#define RETURN_IF_ERROR(expr)                                               \
+  do {                                                                      \
     if (absl::Status lb_status = (expr); !lb_status.ok()) return lb_status; \
   } while (false)
 
 // Declares or assigns `lhs` from a StatusOr, or returns its error.
 #define ASSIGN_OR_RETURN(lhs, expr) ASSIGN_OR_RETURN_IMPL(LB_CONCAT(lb_statusor_, __LINE__), lhs, expr)
-#define ASSIGN_OR_RETURN_IMPL(tmp, lhs, expr) \
-  auto tmp = (expr);                          \
+#define ASSIGN_OR_RETURN_IMPL(tmp, lhs, expr)    \
+  auto tmp = (expr);                             \
   if (!tmp.ok()) return std::move(tmp).status(); \
   lhs = std::move(tmp).value()

@@ -1,7 +1,7 @@
 #pragma once
 
-// A fixed number of threads working off one queue, in order. The queue is bounded only by its callers: everything
-// that is scheduled here is already accounted for elsewhere (one task per admitted request).
+// A fixed number of threads working off one queue, in order. The queue is bounded only by its callers:
+// everything that is scheduled here is already accounted for elsewhere (one task per admitted request).
 
 #include <deque>
 #include <string>

@@ -53,7 +53,8 @@ class MountManager {
   explicit MountManager(Parts parts);
   MountManager(const MountManager&) = delete;
 
-  // Takes over the mounts of a predecessor: those of its record that are among `mounted`, what the keeper holds.
+  // Takes over the mounts of a predecessor: those of its record that are among `mounted`, what the keeper
+  // holds.
   absl::Status Restore(const std::set<std::string>& mounted) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Mounts at `directory` (absolute, existing, empty, not a mount point). On error nothing stays mounted.

@@ -85,10 +85,11 @@ class Filesystem {
   absl::Mutex mutex_;
   // By layer id and image number.
   absl::flat_hash_map<std::pair<uint32_t, uint32_t>, OpenImage> images_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_set<uint32_t> said_unknown_ ABSL_GUARDED_BY(mutex_);       // st_size never shrinks
+  absl::flat_hash_set<uint32_t> said_unknown_ ABSL_GUARDED_BY(mutex_);  // st_size never shrinks
 };
 
-// "sha256-<hex>" back to a digest; "sha256-<hex>.<n>" also names chain image n. NotFound when it is no such name.
+// "sha256-<hex>" back to a digest; "sha256-<hex>.<n>" also names chain image n. NotFound when it is no such
+// name.
 struct TreeName {
   base::Digest layer;
   uint32_t image = 0;

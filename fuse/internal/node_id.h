@@ -4,7 +4,8 @@
 // this process knows every node the kernel remembers (docs/FUSE.md fixes the bits).
 //
 //   63 62 | 61 60 | 59 … 40  | 39 … 32 | 31 … 0
-//     0   | kind  | layer id |  image  | nid     kind 0: fixed nodes (layer 0), 1: blob (image and nid 0), 2: node of a
+//     0   | kind  | layer id |  image  | nid     kind 0: fixed nodes (layer 0), 1: blob (image and nid 0), 2:
+//     node of a
 //                                               tree; image 0: the layer's own, else a chain image's number
 
 #include <cstdint>

@@ -19,8 +19,8 @@ constexpr absl::Duration kTogether = absl::Seconds(2);
 // The kernel reads ahead of what we ask for; that is dropped too.
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kReadAhead = 128 << 10;
-// Pages come in folios of up to this size, and the kernel only drops whole ones. The first pass spares what lies
-// beside a served range, because it is likely to be wanted next; the last one does not.
+// Pages come in folios of up to this size, and the kernel only drops whole ones. The first pass spares what
+// lies beside a served range, because it is likely to be wanted next; the last one does not.
 constexpr uint64_t kLargestFolio = 2 << 20;
 
 }  // namespace
@@ -57,9 +57,8 @@ bool PageDropper::Flush(absl::Duration now, bool all) {
       due.push_back(std::move(here->second));
       fresh_.erase(here);
     }
-    auto keep = std::partition(again_.begin(), again_.end(), [&](const File& file) {
-      return !all && now - file.since < kSecondPass;
-    });
+    auto keep = std::partition(again_.begin(), again_.end(),
+                               [&](const File& file) { return !all && now - file.since < kSecondPass; });
     std::move(keep, again_.end(), std::back_inserter(due));
     again_.erase(keep, again_.end());
   }
