@@ -341,73 +341,82 @@ TEST_F(TocTest, FootersThatNameNoToc) {
   }
 }
 
+using J = nlohmann::json;
+constexpr absl::StatusCode kInvalid = absl::StatusCode::kInvalidArgument;
+constexpr absl::StatusCode kNoUse = absl::StatusCode::kFailedPrecondition;
+
+struct Case {
+  const char* what;
+  absl::StatusCode code;
+  std::function<void(J&)> edit;
+};
+std::vector<Case> LiesAboutData() {
+  return {{"offset at the TOC", kInvalid, [](J& t) { EntryOf(t, "fraction")["offset"] = 1 << 30; }},
+          {"no offset", kInvalid, [](J& t) { EntryOf(t, "fraction").erase("offset"); }},
+          {"negative offset", kInvalid, [](J& t) { EntryOf(t, "fraction")["offset"] = -1; }},
+          {"float offset", kInvalid, [](J& t) { EntryOf(t, "fraction")["offset"] = 1e10; }},
+          {"offset 2^63", kInvalid, [](J& t) { EntryOf(t, "fraction")["offset"] = uint64_t{1} << 63; }},
+          {"two files in one chunk", kInvalid,
+           [](J& t) { EntryOf(t, "fraction")["offset"] = EntryOf(t, "big")["offset"]; }},
+          {"chunk gap", kInvalid, [](J& t) { EntryOf(t, "big", "chunk")["chunkOffset"] = 65537; }},
+          {"chunk overlap", kInvalid, [](J& t) { EntryOf(t, "big", "chunk")["chunkOffset"] = 65535; }},
+          {"chunk too large", kInvalid, [](J& t) { EntryOf(t, "big", "chunk")["chunkSize"] = 300'000; }},
+          {"chunk sum short", kInvalid,
+           [](J& t) {
+             for (size_t i = t["entries"].size(); i-- > 0;) {
+               if (t["entries"][i]["type"] == "chunk" && t["entries"][i]["name"] == "big")
+                 return t["entries"].erase(i);
+             }
+           }},
+          {"chunk sum overflow", kInvalid, [](J& t) { EntryOf(t, "big")["chunkSize"] = ~uint64_t{0}; }},
+          {"chunks left over", kInvalid, [](J& t) { EntryOf(t, "big").erase("chunkSize"); }},
+          {"chunk of another", kInvalid, [](J& t) { EntryOf(t, "big", "chunk")["name"] = "other"; }},
+          {"chunk first", kInvalid,
+           [](J& t) { t["entries"].insert(t["entries"].begin(), J{{"type", "chunk"}, {"name", "x"}}); }},
+          {"digest malformed", kInvalid, [](J& t) { EntryOf(t, "fraction")["chunkDigest"] = "sha256:1"; }},
+          {"digest of another kind", kNoUse,
+           [](J& t) { EntryOf(t, "fraction")["chunkDigest"] = "sha512:" + std::string(128, '0'); }},
+          {"digest missing", kNoUse, [](J& t) { EntryOf(t, "big", "chunk").erase("chunkDigest"); }},
+          {"no digest at all", kNoUse,
+           [](J& t) {
+             EntryOf(t, "fraction").erase("chunkDigest");
+             EntryOf(t, "fraction").erase("digest");
+           }},
+          {"unknown chunk type", kNoUse, [](J& t) { EntryOf(t, "fraction")["chunkType"] = "xor"; }},
+          {"inner offset", kNoUse, [](J& t) { EntryOf(t, "fraction")["innerOffset"] = 1 << 30; }},
+          {"huge file", kNoUse, [](J& t) { EntryOf(t, "fraction")["size"] = uint64_t{1} << 42; }},
+          {"size 2^64-1", kNoUse, [](J& t) { EntryOf(t, "fraction")["size"] = ~uint64_t{0}; }}};
+}
+
+std::vector<Case> LiesAboutEntries() {
+  return {
+      {"name with ..", kInvalid, [](J& t) { EntryOf(t, "fraction")["name"] = "../fraction"; }},
+      {"long name", kInvalid, [](J& t) { EntryOf(t, "fraction")["name"] = std::string(256, 'n'); }},
+      {"name with NUL", kInvalid, [](J& t) { EntryOf(t, "fraction")["name"] = std::string("a\0b", 3); }},
+      {"lost bytes", kNoUse, [](J& t) { EntryOf(t, "fraction")["name"] = "a\xef\xbf\xbd"; }},
+      {"type", kInvalid, [](J& t) { EntryOf(t, "fraction")["type"] = "socket"; }},
+      {"no type", kInvalid, [](J& t) { EntryOf(t, "fraction").erase("type"); }},
+      {"uid", kInvalid, [](J& t) { EntryOf(t, "fraction")["uid"] = uint64_t{1} << 32; }},
+      {"negative uid", kInvalid, [](J& t) { EntryOf(t, "fraction")["uid"] = -1; }},
+      {"device", kInvalid, [](J& t) { EntryOf(t, "dev/c", "char")["devMajor"] = 5000; }},
+      {"time", kInvalid, [](J& t) { EntryOf(t, "fraction")["modtime"] = "yesterday"; }},
+      {"xattr not base64", kInvalid, [](J& t) { EntryOf(t, "usr/owned")["xattrs"]["user.x"] = "%%%"; }},
+      {"xattr not text", kInvalid, [](J& t) { EntryOf(t, "usr/owned")["xattrs"]["user.x"] = 1; }},
+      {"hard link nowhere", kInvalid, [](J& t) { EntryOf(t, "hard", "hardlink")["linkName"] = "nowhere"; }},
+      {"hard link to itself", kInvalid, [](J& t) { EntryOf(t, "hard", "hardlink")["linkName"] = "hard"; }},
+      {"version", kNoUse, [](J& t) { t["version"] = 2; }},
+      {"no version", kInvalid, [](J& t) { t.erase("version"); }},
+      {"no entries", kInvalid, [](J& t) { t.erase("entries"); }},
+      {"entries of another kind", kInvalid, [](J& t) { t["entries"] = "none"; }},
+      {"entry of another kind", kInvalid, [](J& t) { t["entries"].push_back("x"); }},
+      {"name of another kind", kInvalid, [](J& t) { EntryOf(t, "fraction")["name"] = J::array({"x"}); }},
+      {"a list", kInvalid, [](J& t) { t = J::array(); }},
+  };
+}
+
 TEST_F(TocTest, LiesAboutChunksAreRefused) {
-  using J = nlohmann::json;
-  const auto invalid = absl::StatusCode::kInvalidArgument;
-  const auto no_use = absl::StatusCode::kFailedPrecondition;
-  struct Case {
-    const char* what;
-    absl::StatusCode code;
-    std::function<void(J&)> edit;
-  };
-  const std::vector<Case> cases = {
-      {"offset at the TOC", invalid, [](J& t) { EntryOf(t, "fraction")["offset"] = 1 << 30; }},
-      {"no offset", invalid, [](J& t) { EntryOf(t, "fraction").erase("offset"); }},
-      {"negative offset", invalid, [](J& t) { EntryOf(t, "fraction")["offset"] = -1; }},
-      {"float offset", invalid, [](J& t) { EntryOf(t, "fraction")["offset"] = 1e10; }},
-      {"offset 2^63", invalid, [](J& t) { EntryOf(t, "fraction")["offset"] = uint64_t{1} << 63; }},
-      {"two files in one chunk", invalid,
-       [](J& t) { EntryOf(t, "fraction")["offset"] = EntryOf(t, "big")["offset"]; }},
-      {"chunk gap", invalid, [](J& t) { EntryOf(t, "big", "chunk")["chunkOffset"] = 65537; }},
-      {"chunk overlap", invalid, [](J& t) { EntryOf(t, "big", "chunk")["chunkOffset"] = 65535; }},
-      {"chunk too large", invalid, [](J& t) { EntryOf(t, "big", "chunk")["chunkSize"] = 300'000; }},
-      {"chunk sum short", invalid,
-       [](J& t) {
-         for (size_t i = t["entries"].size(); i-- > 0;) {
-           if (t["entries"][i]["type"] == "chunk" && t["entries"][i]["name"] == "big")
-             return t["entries"].erase(i);
-         }
-       }},
-      {"chunk sum overflow", invalid, [](J& t) { EntryOf(t, "big")["chunkSize"] = ~uint64_t{0}; }},
-      {"chunks left over", invalid, [](J& t) { EntryOf(t, "big").erase("chunkSize"); }},
-      {"chunk of another", invalid, [](J& t) { EntryOf(t, "big", "chunk")["name"] = "other"; }},
-      {"chunk first", invalid,
-       [](J& t) { t["entries"].insert(t["entries"].begin(), J{{"type", "chunk"}, {"name", "x"}}); }},
-      {"digest malformed", invalid, [](J& t) { EntryOf(t, "fraction")["chunkDigest"] = "sha256:1"; }},
-      {"digest of another kind", no_use,
-       [](J& t) { EntryOf(t, "fraction")["chunkDigest"] = "sha512:" + std::string(128, '0'); }},
-      {"digest missing", no_use, [](J& t) { EntryOf(t, "big", "chunk").erase("chunkDigest"); }},
-      {"no digest at all", no_use,
-       [](J& t) {
-         EntryOf(t, "fraction").erase("chunkDigest");
-         EntryOf(t, "fraction").erase("digest");
-       }},
-      {"unknown chunk type", no_use, [](J& t) { EntryOf(t, "fraction")["chunkType"] = "xor"; }},
-      {"inner offset", no_use, [](J& t) { EntryOf(t, "fraction")["innerOffset"] = 1 << 30; }},
-      {"huge file", no_use, [](J& t) { EntryOf(t, "fraction")["size"] = uint64_t{1} << 42; }},
-      {"size 2^64-1", no_use, [](J& t) { EntryOf(t, "fraction")["size"] = ~uint64_t{0}; }},
-      {"name with ..", invalid, [](J& t) { EntryOf(t, "fraction")["name"] = "../fraction"; }},
-      {"long name", invalid, [](J& t) { EntryOf(t, "fraction")["name"] = std::string(256, 'n'); }},
-      {"name with NUL", invalid, [](J& t) { EntryOf(t, "fraction")["name"] = std::string("a\0b", 3); }},
-      {"lost bytes", no_use, [](J& t) { EntryOf(t, "fraction")["name"] = "a\xef\xbf\xbd"; }},
-      {"type", invalid, [](J& t) { EntryOf(t, "fraction")["type"] = "socket"; }},
-      {"no type", invalid, [](J& t) { EntryOf(t, "fraction").erase("type"); }},
-      {"uid", invalid, [](J& t) { EntryOf(t, "fraction")["uid"] = uint64_t{1} << 32; }},
-      {"negative uid", invalid, [](J& t) { EntryOf(t, "fraction")["uid"] = -1; }},
-      {"device", invalid, [](J& t) { EntryOf(t, "dev/c", "char")["devMajor"] = 5000; }},
-      {"time", invalid, [](J& t) { EntryOf(t, "fraction")["modtime"] = "yesterday"; }},
-      {"xattr not base64", invalid, [](J& t) { EntryOf(t, "usr/owned")["xattrs"]["user.x"] = "%%%"; }},
-      {"xattr not text", invalid, [](J& t) { EntryOf(t, "usr/owned")["xattrs"]["user.x"] = 1; }},
-      {"hard link nowhere", invalid, [](J& t) { EntryOf(t, "hard", "hardlink")["linkName"] = "nowhere"; }},
-      {"hard link to itself", invalid, [](J& t) { EntryOf(t, "hard", "hardlink")["linkName"] = "hard"; }},
-      {"version", no_use, [](J& t) { t["version"] = 2; }},
-      {"no version", invalid, [](J& t) { t.erase("version"); }},
-      {"no entries", invalid, [](J& t) { t.erase("entries"); }},
-      {"entries of another kind", invalid, [](J& t) { t["entries"] = "none"; }},
-      {"entry of another kind", invalid, [](J& t) { t["entries"].push_back("x"); }},
-      {"name of another kind", invalid, [](J& t) { EntryOf(t, "fraction")["name"] = J::array({"x"}); }},
-      {"a list", invalid, [](J& t) { t = J::array(); }},
-  };
+  std::vector<Case> cases = LiesAboutData();
+  for (const Case& test : LiesAboutEntries()) cases.push_back(test);
   for (const Case& test : cases) {
     const absl::Status status = Edited(test.edit);
     EXPECT_EQ(status.code(), test.code) << test.what << ": " << status;
@@ -415,9 +424,9 @@ TEST_F(TocTest, LiesAboutChunksAreRefused) {
     EXPECT_FALSE(LayerIndex::Open(directory_->path()).ok()) << test.what;
   }
   EXPECT_EQ(Edited([](J& t) { EntryOf(t, "fraction")["endOffset"] = 1; }, Format::kZstdChunked).code(),
-            invalid);
+            kInvalid);
   EXPECT_EQ(Edited([](J& t) { EntryOf(t, "fraction")["endOffset"] = 1 << 30; }, Format::kZstdChunked).code(),
-            invalid);
+            kInvalid);
   // What is harmless is taken: unknown fields, null for absent, fields of other readers.
   EXPECT_TRUE(Edited([](J& t) {
                 t["tarSplitDigest"] = J{{"a", J::array({1, J{{"b", nullptr}}})}};
