@@ -115,7 +115,7 @@ class LazyLayer {
   // Where `index`, `meta.erofs`, `data` and `presence` are.
   virtual const std::string& directory() const = 0;
   virtual LayerState state() const = 0;
-  // Why the layer is not lazy, as a short reason code ("no-index", "toc-mismatch", …); empty if it is.
+  // Why the layer is not lazy, as a short reason code ("no-index", "toc-missing", …); empty if it is.
   virtual std::string not_lazy_reason() const = 0;
   // Null while kNeedsIndex.
   virtual std::shared_ptr<const layer::LayerIndex> index() const = 0;

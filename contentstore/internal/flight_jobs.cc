@@ -142,12 +142,12 @@ class FlightTable::JobBuilder {
 
 uint64_t FlightTable::RangeTarget(Layer& layer, int streak, FetchCause cause) const {
   if (cause != FetchCause::kDemand) return 0;  // the others know what they want
-  // A first touch says nothing about its neighbours: little more than what was asked for. A reader that goes
-  // on gets what the link carries in one round trip, and then twice as much each time.
-  if (streak == 0) return limits_.min_range_bytes;
+  // A first touch says nothing about its neighbours: little more than what was asked for. A reader that goes on
+  // gets twice as much each time, and once it is plainly sequential what the link carries in one round trip.
+  const uint64_t grown = std::min(limits_.min_range_bytes << std::min(streak, 5), limits_.max_range_bytes);
+  if (streak <= kSequential) return grown;
   const uint64_t hint = layer.range_hint().load(std::memory_order_relaxed);
-  const uint64_t base = std::clamp(hint, limits_.min_range_bytes, limits_.max_range_bytes);
-  return std::min(base << std::min(streak - 1, 5), limits_.max_range_bytes);
+  return std::clamp(hint, grown, limits_.max_range_bytes);
 }
 
 JobPtr FlightTable::BuildForFlight(const Flight& flight, FetchCause cause) const {

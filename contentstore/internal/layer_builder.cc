@@ -103,7 +103,12 @@ absl::StatusOr<bool> LayerBuilder::TryTableOfContents(layer::Format format) {
     if (absl::IsFailedPrecondition(status)) break;
     if (!WrongBytes(status)) return status;
   }
-  layer_.SetNotLazyReason(absl::IsFailedPrecondition(status) ? "toc-missing" : "toc-mismatch");
+  if (!absl::IsFailedPrecondition(status)) {
+    return base::Annotate(status,
+                          absl::StrCat("layer ", blob.digest.ToString(),
+                                       " is damaged or forged, its table of contents cannot be right"));
+  }
+  layer_.SetNotLazyReason("toc-missing");
   options_.log(absl::StrCat(
       "layer ", blob.digest.ToString(),
       " is read as a plain one, its table of contents cannot be used: ", base::Printable(status.message())));

@@ -118,20 +118,29 @@ TEST_F(EstargzTest, UnlazyMakesItComplete) {
   EXPECT_TRUE(Same(Read(*layer, 0, made_.data.size()).value(), made_.data));
 }
 
-TEST_F(EstargzTest, ATableThatIsNotTheOneNamedMakesTheLayerPlain) {
+TEST_F(EstargzTest, ATableThatIsNotTheOneNamedIsRefused) {
   Open();
   made_.layer.descriptor.annotations["containerd.io/snapshot/stargz/toc.digest"] =
       base::Digest::Of("another").ToString();
   std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  const absl::Status status = store_->EnsureIndexed(*layer, true, {}, {});
+  EXPECT_FALSE(status.ok());
+  EXPECT_TRUE(absl::StrContains(status.message(), made_.layer.descriptor.digest.ToString())) << status;
+  EXPECT_EQ(layer->state(), LayerState::kNeedsIndex);
+}
+
+TEST_F(EstargzTest, ALayerThatIsReadAsPlainSaysSoAfterARestart) {
+  Open();
+  made_.layer.descriptor.annotations["io.github.containers.zstd-chunked.manifest-checksum"] =
+      base::Digest::Of("another").ToString();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
   ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
-  EXPECT_EQ(layer->state(), LayerState::kComplete);
-  EXPECT_EQ(layer->not_lazy_reason(), "toc-mismatch");
   ASSERT_EQ(Log().size(), 1);
   EXPECT_TRUE(absl::StrContains(Log()[0], made_.layer.descriptor.digest.ToString()));
   layer.reset();
   Close();
   Open();
-  EXPECT_EQ(store_->Find(made_.layer.descriptor.digest)->not_lazy_reason(), "toc-mismatch");
+  EXPECT_EQ(store_->Find(made_.layer.descriptor.digest)->not_lazy_reason(), "toc-conflict");
 }
 
 TEST_F(EstargzTest, TablesThatContradictEachOtherMakeTheLayerPlain) {

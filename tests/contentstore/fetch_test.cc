@@ -279,12 +279,14 @@ TEST_F(FetchTest, RangesFollowTheLink) {
   link.round_trip = absl::Microseconds(16 * kChunk);  // bandwidth × round trip: 16 chunks
   source_->set_link(link);
   source_->Release();
-  // A first touch takes what it wants, one that goes on what fits on the link.
-  ASSERT_TRUE(Read(*layer_, 0, 1).ok());
-  ASSERT_TRUE(Read(*layer_, kChunk, 1).ok());
-  ASSERT_EQ(RequestCount(), 2);
-  EXPECT_EQ(Requests()[0].range.length, kChunk);
-  EXPECT_EQ(Requests()[1].range.length, 16 * kChunk);
+  // A first touch takes what it wants, the next twice that, a plainly sequential reader what fits on the link.
+  for (uint64_t chunk = 0; chunk < 24; ++chunk) ASSERT_TRUE(Read(*layer_, chunk * kChunk, 1).ok());
+  const auto requests = Requests();
+  ASSERT_GE(requests.size(), 3);
+  EXPECT_EQ(requests[0].range.length, kChunk);
+  EXPECT_EQ(requests[1].range.length, 2 * kChunk);
+  EXPECT_TRUE(std::any_of(requests.begin(), requests.end(),
+                          [](const auto& request) { return request.range.length >= 16 * kChunk; }));
 }
 
 TEST_F(FetchTest, DemandGoesBeforeBackground) {

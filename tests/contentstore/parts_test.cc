@@ -40,7 +40,7 @@ LayerRecord MakeRecord() {
   record.descriptor.annotations = {{"k", "v\"\n"}};
   record.diff_id = base::Digest::Of("diff");
   record.sources = {"registry:localhost:5000/debian", "layout:/a b"};
-  record.not_lazy_reason = "toc-mismatch";
+  record.not_lazy_reason = "toc-missing";
   record.quarantine = "because";
   return record;
 }
