@@ -49,6 +49,14 @@ absl::Status CheckMountPoint(const std::string& directory) {
   return absl::OkStatus();
 }
 
+// Whether a layer hides everything below it.
+absl::StatusOr<bool> HasOpaqueRoot(const std::string& meta_path) {
+  ASSIGN_OR_RETURN(auto image, layer::ErofsImage::Open(meta_path));
+  ASSIGN_OR_RETURN(auto xattrs, image->Xattrs(image->root()));
+  return std::any_of(xattrs.begin(), xattrs.end(),
+                     [](const auto& xattr) { return xattr.first == "trusted.overlay.opaque"; });
+}
+
 std::shared_ptr<const registry::CredentialsProvider> CredentialsOf(const std::string& docker_config) {
   return docker_config.empty() ? nullptr : registry::DockerConfigCredentials(docker_config);
 }
@@ -190,6 +198,9 @@ absl::Status MountManager::MountRoot(const Layers& layers, const MountedImage& i
     if (std::find(overlay.lowers.begin(), overlay.lowers.end(), target) == overlay.lowers.end()) {
       overlay.lowers.push_back(target);
     }
+    // Overlayfs does not look whether a layer's root is opaque.
+    ASSIGN_OR_RETURN(bool opaque, HasOpaqueRoot(image.layers[i].meta_path));
+    if (opaque) break;
   }
   // Overlayfs must hide the whiteouts of an only layer, and an image without layers is an empty directory.
   if (overlay.lowers.empty() || (overlay.lowers.size() == 1 && whiteouts)) {
