@@ -17,6 +17,7 @@
 #include "daemon/control_service.h"
 #include "daemon/living_requesters.h"
 #include "daemon/mount_manager.h"
+#include "daemon/page_sweeper.h"
 #include "daemon/plain_http_hosts.h"
 #include "fuse/keeper_client.h"
 #include "fuse/server.h"
@@ -28,6 +29,7 @@ namespace {
 
 // How long a daemon that was started for one command waits for it.
 constexpr absl::Duration kFirstCallGrace = absl::Seconds(20);
+constexpr absl::Duration kSweepInterval = absl::Seconds(2);
 
 void Announce(int ready_fd, absl::string_view line) {
   if (ready_fd < 0) return;
@@ -104,6 +106,7 @@ class Daemon {
   // Whatever was started; the order matters: no new calls, then no mounts, then no connection.
   void Stop() {
     control_.reset();
+    sweeper_.reset();
     if (mounts_ != nullptr) mounts_->UnmountAll();
     if (keeper_ != nullptr) keeper_->Shutdown().IgnoreError();  // unmounting needs the server
     if (server_ != nullptr) server_->Stop();
@@ -123,6 +126,7 @@ class Daemon {
   std::unique_ptr<contentstore::ContentStore> store_;
   std::unique_ptr<fuse::FuseServer> server_;
   std::unique_ptr<MountManager> mounts_;
+  std::unique_ptr<PageSweeper> sweeper_;
   std::unique_ptr<ControlServer> control_;
 };
 

@@ -337,6 +337,16 @@ absl::StatusOr<MountedImage> MountManager::Index(const ImageRequest& request,
   return image;
 }
 
+std::vector<std::string> MountManager::DirectFiles() const {
+  std::set<std::string> files;
+  for (const MountedImage& image : List()) {
+    for (const MountedLayer& layer : image.layers) {
+      if (layer.direct) files.insert(layer.meta_path.substr(0, layer.meta_path.rfind('/')) + "/data");
+    }
+  }
+  return {files.begin(), files.end()};
+}
+
 std::vector<MountedImage> MountManager::List() const {
   absl::MutexLock lock(&mutex_);
   return mounts_;

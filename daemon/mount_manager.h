@@ -71,6 +71,8 @@ class MountManager {
                                      const LayerProgress& progress);
 
   std::vector<MountedImage> List() const ABSL_LOCKS_EXCLUDED(mutex_);
+  // Cache files of the layers that are mounted without FUSE.
+  std::vector<std::string> DirectFiles() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   using Layers = std::vector<std::shared_ptr<contentstore::LazyLayer>>;

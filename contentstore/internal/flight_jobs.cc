@@ -142,8 +142,9 @@ class FlightTable::JobBuilder {
 
 uint64_t FlightTable::RangeTarget(Layer& layer, int streak, FetchCause cause) const {
   if (cause != FetchCause::kDemand) return 0;  // the others know what they want
-  // A first touch says nothing about its neighbours: little more than what was asked for. A reader that goes on
-  // gets twice as much each time, and once it is plainly sequential what the link carries in one round trip.
+  // A first touch says nothing about its neighbours: little more than what was asked for. A reader that goes
+  // on gets twice as much each time, and once it is plainly sequential what the link carries in one round
+  // trip.
   const uint64_t grown = std::min(limits_.min_range_bytes << std::min(streak, 5), limits_.max_range_bytes);
   if (streak <= kSequential) return grown;
   const uint64_t hint = layer.range_hint().load(std::memory_order_relaxed);

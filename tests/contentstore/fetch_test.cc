@@ -279,7 +279,8 @@ TEST_F(FetchTest, RangesFollowTheLink) {
   link.round_trip = absl::Microseconds(16 * kChunk);  // bandwidth × round trip: 16 chunks
   source_->set_link(link);
   source_->Release();
-  // A first touch takes what it wants, the next twice that, a plainly sequential reader what fits on the link.
+  // A first touch takes what it wants, the next twice that, a plainly sequential reader what fits on the
+  // link.
   for (uint64_t chunk = 0; chunk < 24; ++chunk) ASSERT_TRUE(Read(*layer_, chunk * kChunk, 1).ok());
   const auto requests = Requests();
   ASSERT_GE(requests.size(), 3);

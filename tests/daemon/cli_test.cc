@@ -17,7 +17,7 @@ struct Result {
   std::string err;
 };
 
-Result Run(std::vector<const char*> arguments) {
+Result RunLazyblob(std::vector<const char*> arguments) {
   std::ostringstream out;
   std::ostringstream err;
   arguments.insert(arguments.begin(), "lazyblob");
@@ -26,7 +26,7 @@ Result Run(std::vector<const char*> arguments) {
 }
 
 TEST(CliTest, HelpNamesEveryCommand) {
-  Result result = Run({"--help"});
+  Result result = RunLazyblob({"--help"});
   EXPECT_EQ(result.code, 0);
   for (const char* command : {"mount", "umount", "status", "index"}) {
     EXPECT_NE(result.out.find(command), std::string::npos) << command;
@@ -34,15 +34,15 @@ TEST(CliTest, HelpNamesEveryCommand) {
 }
 
 TEST(CliTest, WrongUseIsAnError) {
-  EXPECT_NE(Run({}).code, 0);
-  EXPECT_NE(Run({"mount"}).code, 0);
-  EXPECT_NE(Run({"mount", "ref", "/mnt", "--mode", "magic"}).code, 0);
-  EXPECT_NE(Run({"unknown"}).code, 0);
+  EXPECT_NE(RunLazyblob({}).code, 0);
+  EXPECT_NE(RunLazyblob({"mount"}).code, 0);
+  EXPECT_NE(RunLazyblob({"mount", "ref", "/mnt", "--mode", "magic"}).code, 0);
+  EXPECT_NE(RunLazyblob({"unknown"}).code, 0);
 }
 
 TEST(CliTest, StatusWithoutADaemonIsNothingMounted) {
   support::TempDir directory;
-  Result result = Run({"status", "--json", "--root", directory.path().c_str()});
+  Result result = RunLazyblob({"status", "--json", "--root", directory.path().c_str()});
   EXPECT_EQ(result.code, 0) << result.err;
   EXPECT_NE(result.out.find("\"mounts\": []"), std::string::npos) << result.out;
 }
@@ -54,7 +54,7 @@ TEST(CliTest, ErrorsAreOneLine) {
         std::vector<const char*>{"status", "/", "--root", directory.path().c_str()},
         std::vector<const char*>{"mount", "localhost:1/a", "/no/such/dir", "--root",
                                  directory.path().c_str()}}) {
-    Result result = Run(arguments);
+    Result result = RunLazyblob(arguments);
     EXPECT_NE(result.code, 0);
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
     EXPECT_EQ(result.err.rfind("lazyblob: ", 0), 0u) << result.err;
