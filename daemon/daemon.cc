@@ -90,7 +90,8 @@ class Daemon {
     parts.client = client_.get();
     parts.store = store_.get();
     parts.mounter = keeper_.get();
-    parts.server = server_.get();
+    parts.reads = {[this](const base::Digest& layer) { server_->FailLayer(layer); },
+                   [this](const base::Digest& layer) { server_->AllowLayer(layer); }};
     parts.requesters = &requesters_;
     parts.plain_http = &plain_http_;
     mounts_ = std::make_unique<MountManager>(parts);

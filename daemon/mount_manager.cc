@@ -64,10 +64,7 @@ std::shared_ptr<const registry::CredentialsProvider> CredentialsOf(const std::st
 }  // namespace
 
 MountManager::MountManager(Parts parts)
-    : parts_(std::move(parts)),
-      layer_mounts_(parts_.root + "/m", parts_.mounter,
-                    {[server = parts_.server](const base::Digest& layer) { server->FailLayer(layer); },
-                     [server = parts_.server](const base::Digest& layer) { server->AllowLayer(layer); }}) {}
+    : parts_(std::move(parts)), layer_mounts_(parts_.root + "/m", parts_.mounter, parts_.reads) {}
 
 absl::Status MountManager::Save() { return SaveMountTable(parts_.root + "/mounts.json", mounts_); }
 

@@ -22,7 +22,6 @@
 #include "daemon/mount_table.h"
 #include "daemon/plain_http_hosts.h"
 #include "fuse/mounter.h"
-#include "fuse/server.h"
 #include "registry/client.h"
 
 namespace lazyblob::daemon {
@@ -46,7 +45,7 @@ class MountManager {
     registry::Client* client = nullptr;
     contentstore::ContentStore* store = nullptr;
     fuse::Mounter* mounter = nullptr;
-    fuse::FuseServer* server = nullptr;
+    LayerMounts::ReadGate reads;  // of the FUSE server
     LivingRequesters* requesters = nullptr;
     PlainHttpHosts* plain_http = nullptr;
   };

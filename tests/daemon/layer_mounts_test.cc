@@ -9,35 +9,13 @@
 
 #include "absl/synchronization/notification.h"
 #include "base/file.h"
+#include "tests/support/fake_mounter.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::daemon {
 namespace {
 
-// Remembers what is mounted; a mount may be held at a gate or made to fail.
-class FakeMounter final : public fuse::Mounter {
- public:
-  absl::Status MountLayer(const fuse::LayerMountRequest& request) override {
-    if (gate != nullptr) gate->WaitForNotification();
-    std::lock_guard<std::mutex> lock(mutex);
-    log.push_back("mount " + request.target);
-    if (!fail.ok()) return fail;
-    return absl::OkStatus();
-  }
-  absl::Status MountOverlay(const fuse::OverlayRequest&) override { return absl::OkStatus(); }
-  absl::Status Unmount(const std::string& target, bool lazy) override {
-    std::lock_guard<std::mutex> lock(mutex);
-    log.push_back((lazy ? "lazy " : "") + std::string("umount ") + target);
-    return busy && !lazy ? absl::FailedPreconditionError("busy") : absl::OkStatus();
-  }
-  absl::StatusOr<fuse::ProbeResult> Probe(const std::string&) override { return fuse::ProbeResult{}; }
-
-  std::mutex mutex;
-  std::vector<std::string> log;
-  absl::Notification* gate = nullptr;
-  absl::Status fail;
-  bool busy = false;
-};
+using support::FakeMounter;
 
 class LayerMountsTest : public ::testing::Test {
  protected:

@@ -1,0 +1,84 @@
+#include "daemon/report.h"
+
+#include <gtest/gtest.h>
+
+#include <sstream>
+
+namespace lazyblob::daemon {
+namespace {
+
+control::v1::MountStatus Example() {
+  control::v1::MountStatus mount;
+  mount.set_reference("localhost:5000/a:b");
+  mount.set_directory("/mnt");
+  mount.set_mode("erofs");
+  auto* layer = mount.add_layers();
+  layer->set_digest("sha256:" + std::string(64, 'a'));
+  layer->set_format("estargz");
+  layer->set_mode("erofs");
+  layer->set_size(1000);
+  layer->set_fetched_bytes(300);
+  layer->set_served_bytes(200);
+  layer->set_lazy(true);
+  (*layer->mutable_fetched_by_cause())["demand"] = 300;
+  return mount;
+}
+
+TEST(ReportTest, TheKeysOfALayerAreStable) {
+  nlohmann::json layer = ToJson(Example())["layers"][0];
+  EXPECT_EQ(layer["digest"], "sha256:" + std::string(64, 'a'));
+  EXPECT_EQ(layer["format"], "estargz");
+  EXPECT_EQ(layer["mode"], "erofs");
+  EXPECT_EQ(layer["size"], 1000);
+  EXPECT_EQ(layer["fetched_bytes"], 300);
+  EXPECT_EQ(layer["fetched_by_cause"]["demand"], 300);
+  EXPECT_EQ(layer["served_bytes"], 200);
+  EXPECT_EQ(layer["lazy"], true);
+  EXPECT_EQ(layer["reason"], "");
+}
+
+TEST(ReportTest, StatusListsALayerOfTwoMountsOnce) {
+  control::v1::StatusResponse status;
+  *status.add_mounts() = Example();
+  *status.add_mounts() = Example();
+  nlohmann::json json = ToJson(status);
+  EXPECT_EQ(json["mounts"].size(), 2u);
+  EXPECT_EQ(json["layers"].size(), 1u);
+}
+
+TEST(ReportTest, ProgressStyles) {
+  using Style = ProgressPrinter::Style;
+  EXPECT_EQ(ProgressPrinter::ParseStyle("auto", true), Style::kTerminal);
+  EXPECT_EQ(ProgressPrinter::ParseStyle("auto", false), Style::kNone);
+  EXPECT_EQ(ProgressPrinter::ParseStyle("plain", true), Style::kPlain);
+  EXPECT_EQ(ProgressPrinter::ParseStyle("json", true), Style::kJson);
+  EXPECT_EQ(ProgressPrinter::ParseStyle("none", true), Style::kNone);
+
+  control::v1::MountEvent::LayerProgress half;
+  half.set_digest("sha256:aa");
+  half.set_received(500'000);
+  half.set_size(1'000'000);
+  auto whole = half;
+  whole.set_received(1'000'000);
+
+  std::ostringstream plain;
+  ProgressPrinter plain_printer(Style::kPlain, plain);
+  plain_printer.Update(half);
+  EXPECT_EQ(plain.str(), "");
+  plain_printer.Update(whole);
+  plain_printer.Update(whole);
+  EXPECT_EQ(plain.str(), "sha256:aa 1.0 MB received\n");
+
+  std::ostringstream json;
+  ProgressPrinter(Style::kJson, json).Update(half);
+  EXPECT_EQ(nlohmann::json::parse(json.str())["received"], 500'000);
+
+  std::ostringstream terminal;
+  ProgressPrinter terminal_printer(Style::kTerminal, terminal);
+  terminal_printer.Update(half);
+  terminal_printer.Finish();
+  EXPECT_NE(terminal.str().find("0.5 MB of 1.0 MB, 0 of 1 layers"), std::string::npos) << terminal.str();
+}
+
+}  // namespace
+}  // namespace lazyblob::daemon
