@@ -63,6 +63,7 @@ page_growth() {  # series, root: growth of the page cache over the bytes read
   drop_caches
   before=$(cached_kib)
   bytes=$("$BENCH_TREE" readall "$2" "$SCRATCH/files" | awk '{print $3}')
+  sleep 8   # pages of cache files are let go within seconds (6 s after the read the last ones)
   after=$(cached_kib)
   value "$1" "$(awk -v a="$after" -v b="$before" -v n="$bytes" 'BEGIN {printf "%.3f", (a - b) * 1024 / n}')"
 }
