@@ -25,6 +25,10 @@
 
 namespace lazyblob::registry {
 
+// What the token of a call must allow. A push asks for pulling too, so that its checks and uploads share one
+// token.
+enum class Access : uint8_t { kPull, kPush };
+
 // What travels with each call: who asks, how long it may take, what it cost.
 struct CallContext {
   // Total time for the call including retries; monotonic, as Clock::Monotonic().
@@ -33,6 +37,7 @@ struct CallContext {
   std::shared_ptr<base::CancelToken> cancel;
   // Credentials of the living requester; null: the client's own provider.
   std::shared_ptr<const CredentialsProvider> credentials;
+  Access access = Access::kPull;
   // Body bytes received are added here as they arrive, those of failed attempts included. May be null.
   std::atomic<uint64_t>* bytes_received = nullptr;
 };

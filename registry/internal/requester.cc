@@ -244,7 +244,8 @@ Attempt Requester::Send(const ApiRequest& request, ResponseHandler* handler, con
   absl::StatusOr<Url> api = request.endpoint.ApiUrl(request.repository, request.rest);
   if (!api.ok()) return {api.status(), 0, false};
   Exchange exchange{request, context, Filter(handler, context), *api, *api, "", "", ""};
-  exchange.scope = absl::StrCat("repository:", request.repository, ":pull");
+  absl::string_view actions = context.access == Access::kPush ? "pull,push" : "pull";
+  exchange.scope = absl::StrCat("repository:", request.repository, ":", actions);
   if (request.cache_target) {
     exchange.key = api->ToString();
     if (std::optional<Url> target = targets_.Find(exchange.key)) {

@@ -86,6 +86,24 @@ TEST(Bearer, OneChallengeOneTokenForManyReads) {
   EXPECT_EQ(log[2].Header("Authorization"), "Bearer t1");
 }
 
+TEST(Bearer, APushHasATokenOfItsOwnThatAllowsBoth) {
+  TokenRegistry registry;
+  FakeClient client(std::ref(registry), With(User()));
+  CallContext push;
+  push.access = Access::kPush;
+  ASSERT_TRUE(ReadSome(client, registry.blob).ok());
+  ASSERT_TRUE(ReadSome(client, registry.blob, push).ok());
+  ASSERT_TRUE(ReadSome(client, registry.blob, push).ok());
+  EXPECT_EQ(registry.issued, 2);
+  std::vector<std::string> asked;
+  for (const auto& seen : client.network().log()) {
+    if (absl::StrContains(seen.line, "/token?")) asked.push_back(seen.line);
+  }
+  ASSERT_EQ(asked.size(), 2u);
+  EXPECT_TRUE(absl::StrContains(asked[0], "scope=repository%3Aapp%3Apull&")) << asked[0];
+  EXPECT_TRUE(absl::StrContains(asked[1], "scope=repository%3Aapp%3Apull%2Cpush&")) << asked[1];
+}
+
 TEST(Bearer, AnonymousTokensCarryNoCredentials) {
   TokenRegistry registry;
   FakeClient client(std::ref(registry));
