@@ -97,6 +97,7 @@ class Daemon {
     mounts_ = std::make_unique<MountManager>(parts);
     ASSIGN_OR_RETURN(std::vector<std::string> mounted, keeper_->Mounted());
     RETURN_IF_ERROR(mounts_->Restore({mounted.begin(), mounted.end()}));
+    sweeper_ = std::make_unique<PageSweeper>(kSweepInterval, [this] { return mounts_->DirectFiles(); });
     ASSIGN_OR_RETURN(control_, ControlServer::Start(options_.root, "control.sock", mounts_.get(),
                                                     store_.get(), &activity_));
     return absl::OkStatus();
