@@ -108,7 +108,6 @@ absl::Status SplitName(absl::string_view text, absl::string_view name, Reference
   }
   if (reference->host == "index.docker.io") reference->host = "docker.io";
   if (name.empty()) return Bad(text, "no repository; want host[:port]/name[:tag|@digest]");
-  if (name.size() > kMaxName) return Bad(text, "the repository is longer than 255 bytes");
   for (absl::string_view component : absl::StrSplit(name, '/')) {
     if (!IsPathComponent(component)) {
       return Bad(text, absl::StrCat("repository component \"", base::Printable(component),
@@ -117,6 +116,7 @@ absl::Status SplitName(absl::string_view text, absl::string_view name, Reference
   }
   bool official = reference->host == "docker.io" && !absl::StrContains(name, "/");
   reference->repository = official ? absl::StrCat("library/", name) : std::string(name);
+  if (reference->repository.size() > kMaxName) return Bad(text, "the repository is longer than 255 bytes");
   return absl::OkStatus();
 }
 

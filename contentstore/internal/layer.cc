@@ -1,8 +1,10 @@
 #include "contentstore/internal/layer.h"
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/checked.h"
 #include "base/status.h"
@@ -115,38 +117,67 @@ LayerStats Layer::stats() const {
   return stats;
 }
 
-absl::Status Layer::Merge(const DescriptorHandler& handler) {
-  const LayerBody* const now = body();
-  const base::Digest verified = now == nullptr ? base::Digest() : now->index->info().diff_id;
-  absl::MutexLock lock(&mutex_);
-  Identity merged = *identities_.back();
-  const std::string name = merged.descriptor.digest.ToString();
-  if (handler.descriptor.size != merged.descriptor.size) {
-    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has ", merged.descriptor.size,
+namespace {
+
+// The annotations that name a table of contents.
+std::map<std::string, std::string> TocAnnotations(const oci::Descriptor& descriptor) {
+  std::map<std::string, std::string> found;
+  for (const auto& [key, value] : descriptor.annotations) {
+    if (absl::StrContains(key, "stargz") || absl::StrContains(key, "zstd-chunked")) found.emplace(key, value);
+  }
+  return found;
+}
+
+bool SameClaims(const oci::Descriptor& a, const oci::Descriptor& b) {
+  return a.size == b.size && a.media_type == b.media_type && TocAnnotations(a) == TocAnnotations(b);
+}
+
+// Whether an image may have the layer as it is indexed. An index made from a table of contents is true only
+// for images that name the same table: its digest is what binds the chunks to the manifest.
+absl::Status CheckClaims(const DescriptorHandler& handler, const Layer::Identity& known,
+                         const layer::LayerInfo& info) {
+  const std::string name = known.descriptor.digest.ToString();
+  if (handler.descriptor.size != known.descriptor.size) {
+    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has ", known.descriptor.size,
                                                       " bytes, but another image says ",
                                                       handler.descriptor.size));
   }
-  const base::Digest known = verified.empty() ? merged.diff_id : verified;
-  if (!handler.diff_id.empty() && !known.empty() && handler.diff_id != known) {
-    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has diffID ", known.ToString(),
+  const base::Digest& diff_id = info.diff_id.empty() ? known.diff_id : info.diff_id;
+  if (!handler.diff_id.empty() && !diff_id.empty() && handler.diff_id != diff_id) {
+    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has diffID ", diff_id.ToString(),
                                                       ", but this image says ", handler.diff_id.ToString(),
                                                       "; the image's config does not fit its layers"));
   }
-  bool changed = false;
-  if (merged.diff_id.empty() && !handler.diff_id.empty()) {
-    merged.diff_id = handler.diff_id;
-    changed = true;
+  const bool by_toc = info.format == layer::Format::kEstargz || info.format == layer::Format::kZstdChunked;
+  if (by_toc && TocAnnotations(handler.descriptor) != TocAnnotations(known.descriptor)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("layer ", name,
+                     " is known by another table of contents than this image names; mount it "
+                     "with another --root"));
   }
-  // Annotations may name a table of contents, which the first image that brought the layer may not have
-  // known.
-  if (now == nullptr && merged.descriptor.annotations.empty() && !handler.descriptor.annotations.empty()) {
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Layer::Merge(const DescriptorHandler& handler) {
+  const LayerBody* const now = body();
+  absl::MutexLock lock(&mutex_);
+  Identity merged = *identities_.back();
+  if (now == nullptr) {
+    // Nothing was verified yet: what another image said of this blob must not stand in the way of this one.
     merged.descriptor = handler.descriptor;
-    not_lazy_reason_.clear();
-    changed = true;
-  }
-  if (changed) {
-    identities_.push_back(std::make_unique<const Identity>(std::move(merged)));
-    identity_.store(identities_.back().get(), std::memory_order_release);
+    if (!handler.diff_id.empty()) merged.diff_id = handler.diff_id;
+    if (!SameClaims(merged.descriptor, identities_.back()->descriptor) ||
+        merged.diff_id != identities_.back()->diff_id) {
+      not_lazy_reason_.clear();
+      quarantine_.clear();
+      quarantined_.store(false, std::memory_order_release);
+      identities_.push_back(std::make_unique<const Identity>(std::move(merged)));
+      identity_.store(identities_.back().get(), std::memory_order_release);
+    }
+  } else {
+    RETURN_IF_ERROR(CheckClaims(handler, merged, now->index->info()));
   }
   for (const std::shared_ptr<BlobSource>& source : handler.sources) {
     const std::string source_name = source->name();

@@ -82,8 +82,13 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   const LayerBody* body() const { return body_.load(std::memory_order_acquire); }
   void Install(std::unique_ptr<LayerBody> body) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Adds sources, or replaces those of the same name; completes what is not known of the identity.
-  // FailedPrecondition when the handler contradicts what is known.
+  struct Identity {
+    oci::Descriptor descriptor;
+    base::Digest diff_id;
+  };
+  // Adds sources, or replaces those of the same name. A layer that is not indexed yet takes over what the
+  // handler says of it (and leaves quarantine when that is something new); an indexed one must agree
+  // (FailedPrecondition). FailedPrecondition when the handler contradicts what is known.
   absl::Status Merge(const DescriptorHandler& handler) ABSL_LOCKS_EXCLUDED(mutex_);
   LayerRecord record() const ABSL_LOCKS_EXCLUDED(mutex_);
   void SetNotLazyReason(absl::string_view reason) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -109,10 +114,6 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   LayerFetchState& fetch_state() { return fetch_state_; }
 
  private:
-  struct Identity {
-    oci::Descriptor descriptor;
-    base::Digest diff_id;
-  };
   struct Source {
     std::string name;
     std::shared_ptr<BlobSource> source;  // null: to be made by the factory

@@ -234,6 +234,20 @@ TEST_F(ContentStoreTest, ALayerWhoseBytesAreWrongIsQuarantinedForGood) {
   EXPECT_TRUE(absl::IsDataLoss(store_->Unlazy(*layer, {}, {})));
 }
 
+TEST_F(ContentStoreTest, WhatALiarSaidOfALayerDoesNotStandInTheWay) {
+  Open();
+  const support::Layer made = MakeGzipLayer();
+  support::Layer lie = made;
+  lie.diff_id = base::Digest::Of("something else");
+  std::shared_ptr<LazyLayer> layer = Add(lie);
+  ASSERT_FALSE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  ASSERT_EQ(layer->state(), LayerState::kQuarantined);
+  layer = Add(made);
+  EXPECT_EQ(layer->state(), LayerState::kNeedsIndex);
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_TRUE(Same(Whole(*layer), DataArea(made)));
+}
+
 TEST_F(ContentStoreTest, AFullDiskStillYieldsAnIndex) {
   Open();
   const support::Layer made = MakeGzipLayer();

@@ -129,6 +129,30 @@ TEST_F(EstargzTest, ATableThatIsNotTheOneNamedIsRefused) {
   EXPECT_EQ(layer->state(), LayerState::kNeedsIndex);
 }
 
+TEST_F(EstargzTest, AnIndexIsOnlyForImagesThatNameItsTable) {
+  Open();
+  std::shared_ptr<LazyLayer> layer = AddIndexed(made_.layer);
+  ASSERT_EQ(layer->state(), LayerState::kLazy);
+  DescriptorHandler other;
+  other.descriptor = made_.layer.descriptor;
+  other.descriptor.annotations["containerd.io/snapshot/stargz/toc.digest"] =
+      base::Digest::Of("another").ToString();
+  EXPECT_TRUE(absl::IsFailedPrecondition(store_->AddHandler(other).status()));
+  other.descriptor = made_.layer.descriptor;
+  EXPECT_TRUE(store_->AddHandler(other).ok());
+}
+
+TEST_F(EstargzTest, AForgedTableDoesNotStandInTheWay) {
+  Open();
+  support::Layer forged = made_.layer;
+  forged.descriptor.annotations["containerd.io/snapshot/stargz/toc.digest"] =
+      base::Digest::Of("another").ToString();
+  std::shared_ptr<LazyLayer> layer = Add(forged);
+  ASSERT_FALSE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  layer = AddIndexed(made_.layer);
+  EXPECT_EQ(layer->state(), LayerState::kLazy);
+}
+
 TEST_F(EstargzTest, ALayerThatIsReadAsPlainSaysSoAfterARestart) {
   Open();
   made_.layer.descriptor.annotations["io.github.containers.zstd-chunked.manifest-checksum"] =

@@ -163,7 +163,7 @@ full_disk() {
   local disk=$SCRATCH/disk files
   registry_start full "$WORK/images/registry"
   truncate -s 96M "$SCRATCH/disk.img"
-  mkfs.ext4 -q "$SCRATCH/disk.img"
+  mkfs.ext4 -q -m 0 "$SCRATCH/disk.img"   # root has no more of it than others
   mkdir -p "$disk"
   mount -o loop "$SCRATCH/disk.img" "$disk"
   ROOT_DIR=$disk/root

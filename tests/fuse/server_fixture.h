@@ -39,6 +39,7 @@ class ServerFixture : public ::testing::Test {
     options.device = kernel_.ServerEnd();
     options.clock = &clock_;
     options.on_init = [this](const InitExchange& exchange) {
+      absl::MutexLock lock(&mutex_);  // the answer that orders it before the test's reads is not seen by TSan
       init_ = exchange;
       return absl::OkStatus();
     };
@@ -60,6 +61,7 @@ class ServerFixture : public ::testing::Test {
     server_ = std::make_unique<FuseServer>(&store_, std::move(options));
     ASSERT_TRUE(server_->Start().ok());
     ASSERT_EQ(kernel_.Init().error, 0);
+    absl::MutexLock lock(&mutex_);
   }
   // Another server takes the connection over from the one before, which is stopped.
   absl::Status TakeOver() {

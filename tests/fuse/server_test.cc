@@ -43,6 +43,7 @@ TEST_F(ServerTest, InitIsKeptBeforeItIsAnswered) {
   const uint64_t unique = kernel_.NewUnique();
   bool answered_before = true;
   options.on_init = [&](const InitExchange& exchange) {
+    absl::MutexLock lock(&mutex_);
     answered_before = kernel_.Answered(unique);
     init_ = exchange;
     return absl::OkStatus();
@@ -51,6 +52,7 @@ TEST_F(ServerTest, InitIsKeptBeforeItIsAnswered) {
   ASSERT_TRUE(server_->Start().ok());
   kernel_.SendAs(unique, FUSE_INIT, 0, support::FakeKernel::InitBody());
   const auto answer = kernel_.Await(unique);
+  absl::MutexLock lock(&mutex_);
   EXPECT_FALSE(answered_before);
   EXPECT_EQ(init_.answer.substr(sizeof(fuse_out_header)), answer.body);
   EXPECT_EQ(init_.request.substr(sizeof(fuse_in_header)), support::FakeKernel::InitBody());

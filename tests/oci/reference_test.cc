@@ -125,5 +125,11 @@ TEST(ImageReferenceTest, RegistriesAndErrors) {
   }
 }
 
+// A name that fits only without Docker Hub's library/ once was accepted, and then not read back.
+TEST(ReferenceTest, TheLengthOfAnOfficialNameCountsItsLibrary) {
+  EXPECT_TRUE(ParseReference(std::string(247, 'a')).ok());
+  EXPECT_FALSE(ParseReference(std::string(248, 'a')).ok());
+}
+
 }  // namespace
 }  // namespace lazyblob::oci
