@@ -515,7 +515,7 @@ TEST_F(ContentStoreTest, RemoveForgetsALayerThatNobodyHolds) {
 TEST_F(ContentStoreTest, HandlersThatContradictEachOtherAreRefused) {
   Open();
   const support::Layer made = MakeGzipLayer();
-  std::shared_ptr<LazyLayer> layer = Add(made);
+  std::shared_ptr<LazyLayer> layer = AddIndexed(made);
   DescriptorHandler handler;
   handler.descriptor = made.descriptor;
   handler.diff_id = base::Digest::Of("other");
