@@ -234,20 +234,6 @@ TEST_F(ContentStoreTest, ALayerWhoseBytesAreWrongIsQuarantinedForGood) {
   EXPECT_TRUE(absl::IsDataLoss(store_->Unlazy(*layer, {}, {})));
 }
 
-TEST_F(ContentStoreTest, WhatALiarSaidOfALayerDoesNotStandInTheWay) {
-  Open();
-  const support::Layer made = MakeGzipLayer();
-  support::Layer lie = made;
-  lie.diff_id = base::Digest::Of("something else");
-  std::shared_ptr<LazyLayer> layer = Add(lie);
-  ASSERT_FALSE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
-  ASSERT_EQ(layer->state(), LayerState::kQuarantined);
-  layer = Add(made);
-  EXPECT_EQ(layer->state(), LayerState::kNeedsIndex);
-  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
-  EXPECT_TRUE(Same(Whole(*layer), DataArea(made)));
-}
-
 TEST_F(ContentStoreTest, AFullDiskStillYieldsAnIndex) {
   Open();
   const support::Layer made = MakeGzipLayer();
@@ -510,21 +496,6 @@ TEST_F(ContentStoreTest, RemoveForgetsALayerThatNobodyHolds) {
   Close();
   Open();
   EXPECT_EQ(Add(MakeGzipLayer())->id(), 3);
-}
-
-TEST_F(ContentStoreTest, HandlersThatContradictEachOtherAreRefused) {
-  Open();
-  const support::Layer made = MakeGzipLayer();
-  std::shared_ptr<LazyLayer> layer = AddIndexed(made);
-  DescriptorHandler handler;
-  handler.descriptor = made.descriptor;
-  handler.diff_id = base::Digest::Of("other");
-  EXPECT_TRUE(absl::IsFailedPrecondition(store_->AddHandler(handler).status()));
-  handler.diff_id = base::Digest();
-  handler.descriptor.size += 1;
-  EXPECT_TRUE(absl::IsFailedPrecondition(store_->AddHandler(handler).status()));
-  handler.descriptor.size -= 1;
-  EXPECT_EQ(store_->AddHandler(handler).value(), layer);
 }
 
 TEST_F(ContentStoreTest, ReadBlobAtGivesTheOriginalBytes) {
