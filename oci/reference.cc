@@ -13,6 +13,7 @@ namespace lazyblob::oci {
 namespace {
 
 constexpr size_t kMaxName = 255;
+constexpr size_t kMaxHost = 255 + 6;  // a DNS name and a port
 constexpr size_t kMaxTag = 128;
 constexpr size_t kMaxReference = 1024;
 
@@ -102,6 +103,7 @@ absl::Status SplitName(absl::string_view text, absl::string_view name, Reference
   if (slash != absl::string_view::npos && LooksLikeHost(name.substr(0, slash))) {
     reference->host = std::string(name.substr(0, slash));
     name.remove_prefix(slash + 1);
+    if (reference->host.size() > kMaxHost) return Bad(text, "the host is longer than 261 bytes");
     if (!IsHost(reference->host)) return Bad(text, "the host is not a name or address with an optional port");
   } else {
     reference->host = "docker.io";

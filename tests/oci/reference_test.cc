@@ -131,5 +131,11 @@ TEST(ReferenceTest, TheLengthOfAnOfficialNameCountsItsLibrary) {
   EXPECT_FALSE(ParseReference(std::string(248, 'a')).ok());
 }
 
+// A host that left no room for the default tag was accepted, and then not read back.
+TEST(ReferenceTest, AHostIsAtMostADnsNameAndAPort) {
+  EXPECT_TRUE(ParseReference("a." + std::string(253, 'a') + ":65535/b").ok());
+  EXPECT_FALSE(ParseReference("a." + std::string(254, 'a') + ":65535/b").ok());
+}
+
 }  // namespace
 }  // namespace lazyblob::oci
