@@ -254,10 +254,18 @@ absl::StatusOr<MountedImage> MountManager::Mount(const ImageRequest& request, co
     ReleaseLayers(image);
     return base::Annotate(status, resolved.reference);
   }
-  absl::MutexLock lock(&mutex_);
-  mounts_.push_back(image);
-  LendCredentials(image);
-  RETURN_IF_ERROR(Save());
+  {
+    absl::MutexLock lock(&mutex_);
+    mounts_.push_back(image);
+    LendCredentials(image);
+    status = Save();
+  }
+  if (!status.ok()) {  // a successor would not know of it
+    parts_.mounter->Unmount(directory, /*lazy=*/true).IgnoreError();
+    ReleaseLayers(image);
+    Forget(directory);
+    return status;
+  }
   return image;
 }
 
@@ -283,6 +291,11 @@ absl::Status MountManager::Unmount(const std::string& directory) {
   };
   RETURN_IF_ERROR(parts_.mounter->Unmount(directory, /*lazy=*/false));
   ReleaseLayers(image);
+  Forget(directory);
+  return absl::OkStatus();
+}
+
+void MountManager::Forget(const std::string& directory) {
   absl::MutexLock lock(&mutex_);
   mounts_.erase(std::remove_if(mounts_.begin(), mounts_.end(),
                                [&](const MountedImage& mount) { return mount.directory == directory; }),
@@ -295,7 +308,6 @@ absl::Status MountManager::Unmount(const std::string& directory) {
   if (absl::Status saved = Save(); !saved.ok()) {
     fprintf(stderr, "lazyblobd: %s\n", std::string(saved.message()).c_str());
   }
-  return absl::OkStatus();
 }
 
 void MountManager::UnmountAll() {
@@ -303,12 +315,7 @@ void MountManager::UnmountAll() {
     if (Unmount(image.directory).ok()) continue;
     parts_.mounter->Unmount(image.directory, /*lazy=*/true).IgnoreError();
     ReleaseLayers(image);
-    absl::MutexLock lock(&mutex_);
-    mounts_.erase(
-        std::remove_if(mounts_.begin(), mounts_.end(),
-                       [&](const MountedImage& mount) { return mount.directory == image.directory; }),
-        mounts_.end());
-    Save().IgnoreError();
+    Forget(image.directory);
   }
 }
 

@@ -87,6 +87,8 @@ class MountManager {
   absl::Status MountLayers(const Layers& layers, bool direct, MountedImage* image);
   absl::Status MountRoot(const Layers& layers, const MountedImage& image);
   void ReleaseLayers(const MountedImage& image);
+  // Takes the image at `directory` out of the table and its credentials back; a failure to save is only told.
+  void Forget(const std::string& directory) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<fuse::ProbeResult> Probe() ABSL_LOCKS_EXCLUDED(probe_mutex_);
   absl::Status Save() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void LendCredentials(const MountedImage& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

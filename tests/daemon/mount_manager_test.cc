@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/file.h"
 #include "layer/erofs.h"
@@ -171,6 +172,15 @@ TEST_F(MountManagerTest, AFailureLeavesNothingMounted) {
       Mount({GzipLayer({Directory("."), File("a", "1")}), GzipLayer({Directory("."), File("b", "2")})});
   EXPECT_THAT(std::string(image.status().message()), HasSubstr("no overlay here"));
   EXPECT_THAT(std::string(image.status().message()), HasSubstr("test/image"));
+  EXPECT_THAT(MountPoints(), IsEmpty());
+  EXPECT_THAT(manager_->List(), IsEmpty());
+}
+
+TEST_F(MountManagerTest, AMountThatCannotBeRecordedIsTakenDown) {
+  ASSERT_EQ(unlink(directory_.File("mounts.json").c_str()), 0);
+  ASSERT_EQ(mkdir(directory_.File("mounts.json").c_str(), 0700), 0);  // no file can take this name
+  EXPECT_FALSE(Mount({GzipLayer({Directory("."), File("a", "1")})}).ok());
+  EXPECT_THAT(mounter_.log, ::testing::Contains("lazy umount " + directory_.File("mnt")));
   EXPECT_THAT(MountPoints(), IsEmpty());
   EXPECT_THAT(manager_->List(), IsEmpty());
 }
