@@ -26,4 +26,10 @@ absl::StatusOr<std::optional<Mode>> ParseMode(absl::string_view text) {
       absl::StrCat("unknown mode \"", base::Printable(text), "\"; use auto, erofs, loop or fuse"));
 }
 
+std::string LayerName(const base::Digest& layer) {
+  std::string name = layer.ToString();
+  name[name.find(':')] = '-';
+  return name;
+}
+
 }  // namespace lazyblob::fuse

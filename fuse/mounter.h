@@ -43,6 +43,9 @@ struct ProbeResult {
   std::string why;          // one line: what was tried and what it did
 };
 
+// "sha256-<hex>": the name of a layer below `blobs` and `trees`.
+std::string LayerName(const base::Digest& layer);
+
 class Mounter {
  public:
   virtual ~Mounter() = default;

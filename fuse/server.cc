@@ -60,12 +60,6 @@ void LogToStderr(absl::string_view line) {
 
 }  // namespace
 
-std::string LayerName(const base::Digest& layer) {
-  std::string name = layer.ToString();
-  name[name.find(':')] = '-';
-  return name;
-}
-
 class FuseServer::Impl {
  public:
   Impl(contentstore::ContentStore* store, ServerOptions options)

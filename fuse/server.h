@@ -21,6 +21,7 @@
 #include "base/digest.h"
 #include "base/file.h"
 #include "contentstore/content_store.h"
+#include "fuse/mounter.h"
 
 namespace lazyblob::fuse {
 
@@ -30,9 +31,6 @@ struct InitExchange {
   std::string request;
   std::string answer;
 };
-
-// "sha256-<hex>": the name of a layer below `blobs` and `trees`.
-std::string LayerName(const base::Digest& layer);
 
 struct ServerOptions {
   base::UniqueFd device;       // /dev/fuse, or one end of a socketpair in tests

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/status.h"
+#include "fuse/mounter.h"
 #include "layer/chain_image_name.h"
 
 namespace lazyblob::fuse::internal {
@@ -89,11 +90,6 @@ absl::StatusOr<uint64_t> MountId(int directory, const char* path, int flags) {
   return st.stx_mnt_id;
 }
 
-std::string LayerName(absl::string_view directory, const base::Digest& layer) {
-  absl::string_view algorithm = layer.algorithm() == base::DigestAlgorithm::kSha256 ? "sha256-" : "sha512-";
-  return absl::StrCat(directory, "/", algorithm, layer.hex());
-}
-
 absl::Status SetOverlayOptions(MountContext& context) {
   RETURN_IF_ERROR(context.SetFlag("ro"));
   RETURN_IF_ERROR(context.Set("source", "lazyblob"));
@@ -156,11 +152,11 @@ absl::Status AbortConnection(uint32_t number) {
   return absl::OkStatus();
 }
 
-std::string BlobName(const base::Digest& layer) { return LayerName("blobs", layer); }
+std::string BlobName(const base::Digest& layer) { return "blobs/" + LayerName(layer); }
 
 std::string TreeName(const base::Digest& layer, const std::string& meta_path) {
   auto chain_image = layer::ParseChainImageName(meta_path.substr(meta_path.rfind('/') + 1));
-  std::string name = LayerName("trees", layer);
+  std::string name = "trees/" + LayerName(layer);
   return chain_image.has_value() ? absl::StrCat(name, ".", chain_image->number) : name;
 }
 

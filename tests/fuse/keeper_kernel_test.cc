@@ -525,7 +525,7 @@ TEST_F(KeeperKernelTest, MalformedMessagesChangeNothing) {
 TEST_F(KeeperKernelTest, TheListOfMountsMayBeLong) {
   auto daemon = StartServing();
   std::vector<std::string> targets;
-  for (int i = 0; i < 150; ++i) {
+  for (int i = 0; i < 180; ++i) {
     targets.push_back(
         MountLayer(*daemon, "erofs", absl::StrCat(std::string(200, 'a'), "/", std::string(200, 'b'), i)));
   }
