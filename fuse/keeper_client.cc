@@ -224,6 +224,10 @@ absl::Status KeeperClient::MountOverlay(const OverlayRequest& request) {
   return impl_->CallForStatus(MessageType::kMountOverlay, internal::EncodeOverlay(request));
 }
 
+absl::Status KeeperClient::MountIdMapped(const IdMappedRequest& request) {
+  return absl::UnimplementedError(request.target);
+}
+
 absl::Status KeeperClient::Unmount(const std::string& target, bool lazy) {
   return impl_->CallForStatus(MessageType::kUnmount, internal::EncodeUnmount({target, lazy}));
 }

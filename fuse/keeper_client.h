@@ -46,6 +46,7 @@ class KeeperClient final : public Mounter {
 
   absl::Status MountLayer(const LayerMountRequest& request) override;
   absl::Status MountOverlay(const OverlayRequest& request) override;
+  absl::Status MountIdMapped(const IdMappedRequest& request) override;
   absl::Status Unmount(const std::string& target, bool lazy) override;
   absl::StatusOr<ProbeResult> Probe(const std::string& state_root) override;
 

@@ -37,6 +37,25 @@ struct OverlayRequest {
   std::string target;               // existing directory
 };
 
+// `length` ids from `container` on, inside a container, are those from `host` on outside.
+struct IdRange {
+  uint32_t container = 0;
+  uint32_t host = 0;
+  uint32_t length = 0;
+  auto operator<=>(const IdRange&) const = default;
+};
+struct IdMapping {
+  std::vector<IdRange> uids;  // not empty, no overlaps, no range past 2^32-2
+  std::vector<IdRange> gids;
+  auto operator<=>(const IdMapping&) const = default;
+};
+
+struct IdMappedRequest {
+  std::string source;  // directory, or a mount of ours; what is mounted there now is what is shown
+  std::string target;  // existing directory below the state root
+  IdMapping mapping;
+};
+
 struct ProbeResult {
   Mode mode = Mode::kFuse;  // the best that works here
   bool direct = false;      // a complete layer may be mounted with its cache file as device (design rule 6)
@@ -52,6 +71,9 @@ class Mounter {
   // Read-only, nodev, nosuid; read_ahead_kb of EROFS mounts is 1024. On error nothing stays mounted.
   virtual absl::Status MountLayer(const LayerMountRequest& request) = 0;
   virtual absl::Status MountOverlay(const OverlayRequest& request) = 0;
+  // A view of `source` at `target` in which an id i of the file system's is what `mapping` maps i to.
+  // Unimplemented: the file system at `source` knows no id-mapped mounts.
+  virtual absl::Status MountIdMapped(const IdMappedRequest& request) = 0;
   // Detaches; NotFound when nothing of ours is mounted there. FailedPrecondition: busy (with `lazy`, never).
   virtual absl::Status Unmount(const std::string& target, bool lazy) = 0;
   // Mounts a built-in image each way and reads it as an unprivileged child.

@@ -20,15 +20,19 @@ RANKS = {
 }
 
 # What a header's name starts with, and whether a file (its folder, its path) may include it.
-GRPC_FILES = re.compile(r"(_service|control_client|_main)\.(cc|h)$")
+GRPC_FILES = re.compile(r"(_service|_client|_main)\.(cc|h)$")
 THIRD_PARTY = [
     ("curl/", "libcurl is wrapped by registry/", lambda folder, name: folder == "registry"),
     ("fuse_", "libfuse is wrapped by fuse/", lambda folder, name: folder == "fuse"),
     ("fuse.h", "libfuse is wrapped by fuse/", lambda folder, name: folder == "fuse"),
     ("fuse3/", "libfuse is wrapped by fuse/", lambda folder, name: folder == "fuse"),
-    ("grpc", "gRPC stays in *_service.cc, control_client.cc and *_main.cc",
+    ("grpc", "gRPC stays in *_service.cc, *_client.cc and *_main.cc",
      lambda folder, name: GRPC_FILES.search(name) is not None),
-    ("proto/control.grpc.pb.h", "gRPC stays in *_service.cc, control_client.cc and *_main.cc",
+    ("sqlite3.h", "SQLite is wrapped by snapshotter/metastore.cc",
+     lambda folder, name: name == "snapshotter/metastore.cc"),
+    ("toml++/", "toml++ stays in *_toml.cc and daemon/config.cc",
+     lambda folder, name: name.endswith("_toml.cc") or name == "daemon/config.cc"),
+    ("proto/control.grpc.pb.h", "gRPC stays in *_service.cc, *_client.cc and *_main.cc",
      lambda folder, name: GRPC_FILES.search(name) is not None),
 ]
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')

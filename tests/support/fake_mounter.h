@@ -26,6 +26,12 @@ class FakeMounter final : public fuse::Mounter {
     overlays.push_back(request);
     return fail_overlay;
   }
+  absl::Status MountIdMapped(const fuse::IdMappedRequest& request) override {
+    std::lock_guard<std::mutex> lock(mutex);
+    log.push_back("map " + request.source + " at " + request.target);
+    mapped.push_back(request);
+    return fail_mapped;
+  }
   absl::Status Unmount(const std::string& target, bool lazy) override {
     std::lock_guard<std::mutex> lock(mutex);
     log.push_back((lazy ? "lazy " : "") + std::string("umount ") + target);
@@ -37,9 +43,11 @@ class FakeMounter final : public fuse::Mounter {
   std::vector<std::string> log;  // "mount PATH", "umount PATH", "lazy umount PATH", in order
   std::vector<fuse::LayerMountRequest> layers;
   std::vector<fuse::OverlayRequest> overlays;
+  std::vector<fuse::IdMappedRequest> mapped;
   absl::Notification* gate = nullptr;
   absl::Status fail;
   absl::Status fail_overlay;
+  absl::Status fail_mapped;
   bool busy = false;
   fuse::ProbeResult probe{fuse::Mode::kErofs, true, "made up"};
 };

@@ -1,0 +1,50 @@
+#pragma once
+
+// /etc/lazyblob/config.toml. docs/CONFIG.md lists every key; each has a default, an unknown one is an error
+// that names the line. Values only; thread-safe as such.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+namespace lazyblob::daemon {
+
+struct Config {
+  std::string root = "/var/lib/lazyblob";
+  std::string address = "/run/lazyblob/lazyblob.sock";  // containerd's services
+  std::string log_level = "info";                       // error, warning, info, debug
+
+  struct Cache {
+    uint64_t max_bytes = 0;  // of layers that no snapshot or mount uses; 0: no limit
+  } cache;
+  struct Fuse {
+    std::string mode = "auto";
+    absl::Duration read_deadline = absl::Seconds(60);
+  } fuse;
+  struct Snapshotter {
+    // What becomes of a plain layer that has no index yet: "stream" it once into the cache, or leave it to
+    // the "client" to fetch and unpack.
+    std::string plain_layers = "stream";
+    absl::Duration resolve_timeout = absl::Seconds(60);  // of manifest, config and tables of contents
+    std::vector<std::string> url_hosts;  // hosts that `remote/urls` labels may name; https, no credentials
+  } snapshotter;
+  struct Registry {
+    std::string config_path;  // directories of hosts.toml, as containerd's; ':' between them
+    std::string ca_file;
+  } registry;
+  struct Credentials {
+    std::string docker_config = "/root/.docker/config.json";
+    std::string kubernetes_secrets;  // file, or directory of files, of pull secrets; empty: none
+    bool cri = false;                // learn from kubelet's pulls, proxied to the next
+    std::string cri_image_service = "/run/containerd/containerd.sock";
+  } credentials;
+};
+
+// `path` must exist if `required`; else a missing file is the defaults.
+absl::StatusOr<Config> LoadConfig(const std::string& path, bool required);
+absl::StatusOr<Config> ParseConfig(absl::string_view text, absl::string_view name);
+
+}  // namespace lazyblob::daemon
