@@ -1,0 +1,61 @@
+#pragma once
+
+// containerd's filter language, as List takes it. A filter is a comma-separated list of conditions that must
+// all hold:
+//
+//   condition = field ("." field)* [op value]     without op: the field is present (for name, parent and
+//   kind: field     = [A-Za-z0-9_]+ | quoted             not empty; for a label: there, even if empty) op =
+//   "==" present and equal | "!=" absent or different | "~=" present and matched by the expression value =
+//   quoted | bytes up to a comma or space;  after "~=" also /…/ and |…| quoted    = Go's "…" with its
+//   escapes, or `…` raw
+//
+// Fields: name, parent, kind (view, active, committed), labels.<key> (further fields joined by "."); any
+// other is absent. An expression is RE2 and matches anywhere in the value. Source: containerd, pkg/filters.
+// Values; thread-safe as such.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "snapshotter/snapshotter.h"
+
+namespace re2 {
+class RE2;
+}  // namespace re2
+
+namespace lazyblob::snapshotter {
+
+constexpr size_t kMaxFilterBytes = 64 << 10;       // of one filter
+constexpr size_t kMaxFilters = 1024;               // in one call
+constexpr int64_t kMaxExpressionMemory = 1 << 20;  // of one compiled expression
+
+// What one call filters by: any of its filters must match.
+class Filter {
+ public:
+  Filter() = default;  // matches everything
+  bool Matches(const Info& info) const;
+
+  // One condition of a filter.
+  struct Condition {
+    enum class Field : uint8_t { kName, kParent, kKind, kLabel, kUnknown };
+    enum class Op : uint8_t { kPresent, kEqual, kNotEqual, kMatches };
+    Field field = Field::kUnknown;
+    std::string label;  // the key, for kLabel
+    Op op = Op::kPresent;
+    std::string value;
+    std::shared_ptr<const re2::RE2> expression;  // for kMatches
+  };
+
+ private:
+  friend absl::StatusOr<Filter> ParseFilters(const std::vector<std::string>& texts);
+  std::vector<std::vector<Condition>>
+      any_;  // of these lists, one whose conditions all hold; none: everything
+};
+
+// InvalidArgument quotes the filter, the place and what was expected there. No filters, or an empty one among
+// them: everything matches.
+absl::StatusOr<Filter> ParseFilters(const std::vector<std::string>& texts);
+
+}  // namespace lazyblob::snapshotter
