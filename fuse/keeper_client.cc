@@ -225,7 +225,7 @@ absl::Status KeeperClient::MountOverlay(const OverlayRequest& request) {
 }
 
 absl::Status KeeperClient::MountIdMapped(const IdMappedRequest& request) {
-  return absl::UnimplementedError(request.target);
+  return impl_->CallForStatus(MessageType::kMountIdMapped, internal::EncodeIdMapped(request));
 }
 
 absl::Status KeeperClient::Unmount(const std::string& target, bool lazy) {

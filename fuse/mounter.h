@@ -45,10 +45,15 @@ struct IdRange {
   auto operator<=>(const IdRange&) const = default;
 };
 struct IdMapping {
-  std::vector<IdRange> uids;  // not empty, no overlaps, no range past 2^32-2
+  std::vector<IdRange> uids;  // 1 to kMaxIdRanges, no overlaps on either side, no range past 2^32-2
   std::vector<IdRange> gids;
   auto operator<=>(const IdMapping&) const = default;
 };
+
+inline constexpr size_t kMaxIdRanges =
+    124;  // a map of that many always fits into the one page the kernel takes
+// InvalidArgument, naming the range, for what IdMapping does not allow.
+absl::Status CheckIdMapping(const IdMapping& mapping);
 
 struct IdMappedRequest {
   std::string source;  // directory, or a mount of ours; what is mounted there now is what is shown
@@ -71,8 +76,10 @@ class Mounter {
   // Read-only, nodev, nosuid; read_ahead_kb of EROFS mounts is 1024. On error nothing stays mounted.
   virtual absl::Status MountLayer(const LayerMountRequest& request) = 0;
   virtual absl::Status MountOverlay(const OverlayRequest& request) = 0;
-  // A view of `source` at `target` in which an id i of the file system's is what `mapping` maps i to.
-  // Unimplemented: the file system at `source` knows no id-mapped mounts.
+  // A view of `source` at `target` in which an id i of the file system's is what `mapping` maps i to; ids it
+  // does not map are shown as 65534. Read-only, nodev, nosuid; without what is mounted below `source`; stays
+  // when `source` is unmounted. Unimplemented: the file system at `source` knows no id-mapped mounts (our
+  // FUSE tree, overlays), or the keeper is too old. FailedPrecondition: `source` is id-mapped already.
   virtual absl::Status MountIdMapped(const IdMappedRequest& request) = 0;
   // Detaches; NotFound when nothing of ours is mounted there. FailedPrecondition: busy (with `lazy`, never).
   virtual absl::Status Unmount(const std::string& target, bool lazy) = 0;

@@ -37,6 +37,25 @@ T GetLittleEndian(absl::string_view bytes) {
   return value;
 }
 
+void PutRanges(const std::vector<IdRange>& ranges, BodyWriter* writer) {
+  writer->U32(static_cast<uint32_t>(ranges.size()));
+  for (const IdRange& range : ranges) writer->U32(range.container).U32(range.host).U32(range.length);
+}
+
+std::vector<IdRange> GetRanges(BodyReader* reader) {
+  uint32_t count = reader->U32();
+  if (count > kMaxIdRanges) reader->Fail("number of id ranges");
+  std::vector<IdRange> ranges;
+  for (uint32_t i = 0; i < count && reader->ok(); ++i) {
+    IdRange range;
+    range.container = reader->U32();
+    range.host = reader->U32();
+    range.length = reader->U32();
+    ranges.push_back(range);
+  }
+  return ranges;
+}
+
 bool IsMode(uint8_t value) { return value <= static_cast<uint8_t>(Mode::kFuse); }
 
 }  // namespace
@@ -217,6 +236,26 @@ absl::StatusOr<OverlayRequest> DecodeOverlay(absl::string_view body) {
   if (count == 0 || count > kMaxLowers) reader.Fail("number of lower layers");
   for (uint32_t i = 0; i < count && reader.ok(); ++i) request.lowers.push_back(reader.Path());
   RETURN_IF_ERROR(reader.Done());
+  return request;
+}
+
+std::string EncodeIdMapped(const IdMappedRequest& request) {
+  BodyWriter writer;
+  writer.String(request.source).String(request.target);
+  PutRanges(request.mapping.uids, &writer);
+  PutRanges(request.mapping.gids, &writer);
+  return writer.Take();
+}
+
+absl::StatusOr<IdMappedRequest> DecodeIdMapped(absl::string_view body) {
+  BodyReader reader(body);
+  IdMappedRequest request;
+  request.source = reader.Path();
+  request.target = reader.Path();
+  request.mapping.uids = GetRanges(&reader);
+  request.mapping.gids = GetRanges(&reader);
+  RETURN_IF_ERROR(reader.Done());
+  RETURN_IF_ERROR(CheckIdMapping(request.mapping));
   return request;
 }
 

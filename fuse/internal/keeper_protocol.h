@@ -31,6 +31,7 @@ enum class MessageType : uint16_t {
   kMounted = 7,
   kShutdown = 8,
   kPredecessorReaped = 9,  // event: keeper to daemon, id 0, no answer
+  kMountIdMapped = 10,
 };
 
 struct Message {
@@ -100,6 +101,8 @@ std::string EncodeLayerMount(const LayerMountRequest& request);
 absl::StatusOr<LayerMountRequest> DecodeLayerMount(absl::string_view body);
 std::string EncodeOverlay(const OverlayRequest& request);
 absl::StatusOr<OverlayRequest> DecodeOverlay(absl::string_view body);
+std::string EncodeIdMapped(const IdMappedRequest& request);
+absl::StatusOr<IdMappedRequest> DecodeIdMapped(absl::string_view body);
 std::string EncodeUnmount(const UnmountRequest& request);
 absl::StatusOr<UnmountRequest> DecodeUnmount(absl::string_view body);
 std::string EncodeProbe(const std::string& state_root);

@@ -59,6 +59,7 @@ void KeeperLoop::HandleRequest(const Message& message) {
       break;
     case MessageType::kMountLayer:
     case MessageType::kMountOverlay:
+    case MessageType::kMountIdMapped:
     case MessageType::kUnmount:
     case MessageType::kProbe:
       status = Enqueue(message);
@@ -151,6 +152,14 @@ absl::StatusOr<KeeperLoop::Operation> KeeperLoop::MakeOperation(const Message& m
       };
       break;
     }
+    case MessageType::kMountIdMapped: {
+      ASSIGN_OR_RETURN(IdMappedRequest request, DecodeIdMapped(message.body));
+      operation.target = request.target;
+      operation.prepare = [request]() -> absl::StatusOr<Work> {
+        return Work([request] { return MountIdMapped(request); });
+      };
+      break;
+    }
     case MessageType::kUnmount: {
       ASSIGN_OR_RETURN(UnmountRequest request, DecodeUnmount(message.body));
       operation.target = request.target;
@@ -213,7 +222,8 @@ void KeeperLoop::FinishOperation(Operation operation) {
   Outcome outcome = DecodeOutcome(packet.ok() ? packet->bytes : std::string());
   RecordOutcome(operation, outcome);
   bool orphan = operation.session != session_ || daemon_ <= 0;
-  bool mounts = operation.type == MessageType::kMountLayer || operation.type == MessageType::kMountOverlay;
+  bool mounts = operation.type == MessageType::kMountLayer || operation.type == MessageType::kMountOverlay ||
+                operation.type == MessageType::kMountIdMapped;
   if (orphan && mounts && outcome.status.ok()) {
     UndoOrphan(operation);
     return;
@@ -228,6 +238,7 @@ void KeeperLoop::RecordOutcome(const Operation& operation, const Outcome& outcom
       if (outcome.status.ok() && operation.session == session_) connection_used_ = true;
       [[fallthrough]];
     case MessageType::kMountOverlay:
+    case MessageType::kMountIdMapped:
       if (outcome.status.ok()) {
         mounts_.push_back({next_sequence_++, operation.target, outcome.mount_id, operation.tree});
       }

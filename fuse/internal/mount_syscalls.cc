@@ -1,6 +1,7 @@
 #include "fuse/internal/mount_syscalls.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
@@ -113,6 +114,21 @@ absl::StatusOr<base::UniqueFd> Clone(int directory, const std::string& path) {
   return mount;
 }
 
+std::string FileSystemName(int fd) {
+  struct statfs st;
+  if (fstatfs(fd, &st) != 0) return "of unknown type";
+  switch (st.f_type) {
+    case FUSE_SUPER_MAGIC:
+      return "FUSE";
+    case OVERLAYFS_SUPER_MAGIC:
+      return "overlay";
+    case TMPFS_MAGIC:
+      return "tmpfs";
+    default:
+      return absl::StrCat("0x", absl::Hex(static_cast<uint64_t>(st.f_type)));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<FuseConnection> OpenConnection() {
@@ -175,6 +191,24 @@ absl::StatusOr<base::UniqueFd> MakeSubtreeMount(int mount, const std::string& na
 }
 
 absl::StatusOr<base::UniqueFd> MakeBindMount(const std::string& lower) { return Clone(AT_FDCWD, lower); }
+
+absl::StatusOr<base::UniqueFd> MakeIdMappedMount(const std::string& source, int user_namespace) {
+  ASSIGN_OR_RETURN(base::UniqueFd mount, Clone(AT_FDCWD, source));
+  mount_attr attributes{};
+  attributes.attr_set = MOUNT_ATTR_IDMAP;
+  attributes.userns_fd = static_cast<uint64_t>(user_namespace);
+  if (mount_setattr(mount.get(), "", AT_EMPTY_PATH, &attributes, sizeof attributes) == 0) return mount;
+  switch (errno) {
+    case EINVAL:
+      return absl::UnimplementedError(absl::StrCat("file system ", FileSystemName(mount.get()),
+                                                   " knows no id-mapped mounts on this kernel"));
+    case EPERM:
+      return absl::FailedPreconditionError(
+          "the kernel does not permit it: it is id-mapped already, or this process has not CAP_SYS_ADMIN");
+    default:
+      return base::ErrnoStatus(errno, "mount_setattr");
+  }
+}
 
 absl::StatusOr<base::UniqueFd> MakeOverlayMount(const std::vector<std::string>& lowers) {
   ASSIGN_OR_RETURN(MountContext context, MountContext::Open("overlay"));

@@ -47,6 +47,9 @@ absl::StatusOr<base::UniqueFd> MakeOverlayMountInOneOption(const std::vector<std
 // One lower with everything it is: a bind.
 absl::StatusOr<base::UniqueFd> MakeBindMount(const std::string& lower);
 
+// A bind in which ids are mapped as in `user_namespace`. Unimplemented: the file system cannot.
+absl::StatusOr<base::UniqueFd> MakeIdMappedMount(const std::string& source, int user_namespace);
+
 // A number that names the mount `fd` is on, or the one on top at `path`; for comparing only.
 absl::StatusOr<uint64_t> MountIdOf(int fd);
 absl::StatusOr<uint64_t> MountIdAt(const std::string& path);

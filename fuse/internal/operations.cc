@@ -14,6 +14,7 @@
 #include "fuse/internal/loop_device.h"
 #include "fuse/internal/mount_syscalls.h"
 #include "fuse/internal/probe.h"
+#include "fuse/internal/user_namespace.h"
 
 namespace lazyblob::fuse::internal {
 namespace {
@@ -98,6 +99,12 @@ absl::StatusOr<base::UniqueFd> MakeOverlay(const OverlayRequest& request, bool l
   return MakeOverlayMount({request.lowers.at(0), request.target});
 }
 
+absl::StatusOr<base::UniqueFd> MakeIdMapped(const IdMappedRequest& request) {
+  RETURN_IF_ERROR(CheckTarget(request.target));
+  ASSIGN_OR_RETURN(base::UniqueFd user_namespace, MakeUserNamespace(request.mapping));
+  return MakeIdMappedMount(request.source, user_namespace.get());
+}
+
 }  // namespace
 
 std::string EncodeOutcome(const Outcome& outcome) {
@@ -127,6 +134,13 @@ Outcome MountLayer(const LayerMountRequest& request, int fuse_mount, bool confir
 
 Outcome MountOverlay(const OverlayRequest& request, bool lower_is_tree) {
   return Attach(MakeOverlay(request, lower_is_tree), request.target);
+}
+
+Outcome MountIdMapped(const IdMappedRequest& request) {
+  Outcome outcome = Attach(MakeIdMapped(request), request.target);
+  outcome.status =
+      base::Annotate(outcome.status, absl::StrCat("id-mapped mount of ", base::Printable(request.source)));
+  return outcome;
 }
 
 Outcome Unmount(const std::string& target, uint64_t mount_id, bool lazy) {

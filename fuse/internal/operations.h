@@ -29,6 +29,7 @@ Outcome MountLayer(const LayerMountRequest& request, int fuse_mount, bool confir
 // allow_other), but everybody may through an overlay, which reads its lowers as root: so it becomes an
 // overlay over the empty target.
 Outcome MountOverlay(const OverlayRequest& request, bool lower_is_tree);
+Outcome MountIdMapped(const IdMappedRequest& request);
 Outcome Unmount(const std::string& target, uint64_t mount_id, bool lazy);
 
 struct HeldMount {

@@ -286,6 +286,22 @@ class Puppet {
     return status.ok() ? "OK" : absl::StrCat(absl::StatusCodeToString(status.code()), ": ", status.message());
   }
 
+  // map SOURCE TARGET CONTAINER:HOST:LENGTH...
+  std::string MapIds(const std::vector<std::string>& words) {
+    lazyblob::fuse::IdMapping mapping;
+    for (size_t i = 3; i < words.size(); ++i) {
+      std::vector<std::string> numbers = absl::StrSplit(words[i], ':');
+      lazyblob::fuse::IdRange range;
+      if (numbers.size() != 3 || !absl::SimpleAtoi(numbers[0], &range.container) ||
+          !absl::SimpleAtoi(numbers[1], &range.host) || !absl::SimpleAtoi(numbers[2], &range.length)) {
+        return "not a range: " + words[i];
+      }
+      mapping.uids.push_back(range);
+    }
+    mapping.gids = mapping.uids;
+    return Text(keeper_->MountIdMapped({words[1], words[2], mapping}));
+  }
+
   std::string Do(const std::vector<std::string>& words) {
     const std::string& verb = words[0];
     if (verb == "take") {
@@ -324,6 +340,7 @@ class Puppet {
     if (verb == "overlay") {  // overlay TARGET LOWER...
       return Text(keeper_->MountOverlay({{words.begin() + 2, words.end()}, words[1]}));
     }
+    if (verb == "map") return MapIds(words);
     if (verb == "umount") return Text(keeper_->Unmount(words[1], words.size() > 2 && words[2] == "lazy"));
     if (verb == "mounted-digest") {
       auto mounted = keeper_->Mounted();

@@ -23,6 +23,8 @@ LayerMountRequest SampleLayer() {
           Mode::kLoop};
 }
 
+IdMappedRequest SampleIdMapped() { return {"/m/1", "/i/1", {{{0, 100000, 65536}}, {{0, 1, 2}, {9, 7, 1}}}}; }
+
 // Every body with the decoder it is meant for; the decoder tells only whether it accepts.
 struct Codec {
   const char* name;
@@ -38,6 +40,8 @@ std::vector<Codec> Codecs() {
        [](absl::string_view b) { return DecodeLayerMount(b).ok(); }},
       {"overlay", EncodeOverlay({{"/a", "/b"}, "/t"}),
        [](absl::string_view b) { return DecodeOverlay(b).ok(); }},
+      {"id-mapped", EncodeIdMapped(SampleIdMapped()),
+       [](absl::string_view b) { return DecodeIdMapped(b).ok(); }},
       {"unmount", EncodeUnmount({"/t", true}), [](absl::string_view b) { return DecodeUnmount(b).ok(); }},
       {"probe", EncodeProbe("/state"), [](absl::string_view b) { return DecodeProbe(b).ok(); }},
       {"mounted", EncodeMounted(7), [](absl::string_view b) { return DecodeMounted(b).ok(); }},
@@ -60,6 +64,10 @@ TEST(KeeperProtocol, BodiesSurviveTheTrip) {
   OverlayRequest overlay = *DecodeOverlay(EncodeOverlay({{"/a", "/b"}, "/t"}));
   EXPECT_THAT(overlay.lowers, ElementsAre("/a", "/b"));
   EXPECT_EQ(overlay.target, "/t");
+  IdMappedRequest mapped = *DecodeIdMapped(EncodeIdMapped(SampleIdMapped()));
+  EXPECT_EQ(mapped.source, "/m/1");
+  EXPECT_EQ(mapped.target, "/i/1");
+  EXPECT_EQ(mapped.mapping, SampleIdMapped().mapping);
   EXPECT_TRUE(DecodeUnmount(EncodeUnmount({"/t", true}))->lazy);
   EXPECT_FALSE(DecodeUnmount(EncodeUnmount({"/t", false}))->lazy);
   EXPECT_EQ(*DecodeProbe(EncodeProbe("/state")), "/state");
@@ -144,6 +152,34 @@ TEST(KeeperProtocol, RandomDamageNeverCrashesAndDecodersAreStrict) {
       DecodeOutcome(noise);
     }
   }
+}
+
+TEST(KeeperProtocol, HostileIdMapsAreRefused) {
+  auto accepts = [](const std::vector<IdRange>& ranges) {
+    bool uids = DecodeIdMapped(EncodeIdMapped({"/s", "/t", {ranges, {{0, 0, 1}}}})).ok();
+    bool gids = DecodeIdMapped(EncodeIdMapped({"/s", "/t", {{{0, 0, 1}}, ranges}})).ok();
+    EXPECT_EQ(uids, gids);
+    return uids;
+  };
+  EXPECT_TRUE(accepts({{0, 0, 0xffffffff}}));
+  EXPECT_TRUE(accepts({{5, 10, 5}, {0, 15, 5}}));
+  EXPECT_FALSE(accepts({}));
+  EXPECT_FALSE(accepts({{0, 0, 0}}));
+  EXPECT_FALSE(accepts({{1, 0, 0xffffffff}}));
+  EXPECT_FALSE(accepts({{0, 1, 0xffffffff}}));
+  EXPECT_FALSE(accepts({{0xffffffff, 0, 1}}));
+  EXPECT_FALSE(accepts({{0, 100, 10}, {9, 200, 10}}));
+  EXPECT_FALSE(accepts({{0, 100, 10}, {10, 109, 10}}));
+  std::vector<IdRange> many;
+  for (uint32_t i = 0; i < kMaxIdRanges; ++i) many.push_back({i, i, 1});
+  EXPECT_TRUE(accepts(many));
+  many.push_back({1000, 1000, 1});
+  EXPECT_FALSE(accepts(many));
+  EXPECT_FALSE(DecodeIdMapped(BodyWriter().String("/s").String("/t").U32(0xffffffff).Take()).ok());
+  EXPECT_FALSE(DecodeIdMapped(EncodeIdMapped({"s", "/t", {{{0, 0, 1}}, {{0, 0, 1}}}})).ok());
+  EXPECT_FALSE(DecodeIdMapped(EncodeIdMapped({"/s", "t", {{{0, 0, 1}}, {{0, 0, 1}}}})).ok());
+  EXPECT_THAT(std::string(CheckIdMapping({{{0, 0, 1}}, {{3, 4, 0}}}).message()),
+              HasSubstr("gid range 3:4:0 is empty"));
 }
 
 TEST(KeeperProtocol, HostileFieldsAreRefused) {
