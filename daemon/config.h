@@ -13,18 +13,22 @@
 namespace lazyblob::daemon {
 
 struct Config {
+  friend bool operator==(const Config&, const Config&) = default;
   std::string root = "/var/lib/lazyblob";
   std::string address = "/run/lazyblob/lazyblob.sock";  // containerd's services
   std::string log_level = "info";                       // error, warning, info, debug
 
   struct Cache {
+    friend bool operator==(const Cache&, const Cache&) = default;
     uint64_t max_bytes = 0;  // of layers that no snapshot or mount uses; 0: no limit
   } cache;
   struct Fuse {
+    friend bool operator==(const Fuse&, const Fuse&) = default;
     std::string mode = "auto";
     absl::Duration read_deadline = absl::Seconds(60);
   } fuse;
   struct Snapshotter {
+    friend bool operator==(const Snapshotter&, const Snapshotter&) = default;
     // What becomes of a plain layer that has no index yet: "stream" it once into the cache, or leave it to
     // the "client" to fetch and unpack.
     std::string plain_layers = "stream";
@@ -32,19 +36,24 @@ struct Config {
     std::vector<std::string> url_hosts;  // hosts that `remote/urls` labels may name; https, no credentials
   } snapshotter;
   struct Registry {
+    friend bool operator==(const Registry&, const Registry&) = default;
     std::string config_path;  // directories of hosts.toml, as containerd's; ':' between them
     std::string ca_file;
   } registry;
   struct Credentials {
-    std::string docker_config = "/root/.docker/config.json";
+    friend bool operator==(const Credentials&, const Credentials&) = default;
+    std::string docker_config = "/root/.docker/config.json";  // empty: none
     std::string kubernetes_secrets;  // file, or directory of files, of pull secrets; empty: none
     bool cri = false;                // learn from kubelet's pulls, proxied to the next
     std::string cri_image_service = "/run/containerd/containerd.sock";
   } credentials;
 };
 
-// `path` must exist if `required`; else a missing file is the defaults.
+// InvalidArgument "FILE:LINE: what is wrong, what it must be" for the first thing that is wrong. `path` must
+// exist if `required`; else a missing file is the defaults.
 absl::StatusOr<Config> LoadConfig(const std::string& path, bool required);
 absl::StatusOr<Config> ParseConfig(absl::string_view text, absl::string_view name);
+// Every key, "fuse.mode".
+std::vector<std::string> ConfigKeys();
 
 }  // namespace lazyblob::daemon

@@ -30,8 +30,7 @@ THIRD_PARTY = [
      lambda folder, name: GRPC_FILES.search(name) is not None),
     ("sqlite3.h", "SQLite is wrapped by snapshotter/metastore.cc",
      lambda folder, name: name == "snapshotter/metastore.cc"),
-    ("toml++/", "toml++ stays in *_toml.cc and daemon/config.cc",
-     lambda folder, name: name.endswith("_toml.cc") or name == "daemon/config.cc"),
+    ("toml++/", "toml++ is wrapped by base/toml.cc", lambda folder, name: name == "base/toml.cc"),
     ("proto/control.grpc.pb.h", "gRPC stays in *_service.cc, *_client.cc and *_main.cc",
      lambda folder, name: GRPC_FILES.search(name) is not None),
 ]
