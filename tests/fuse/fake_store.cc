@@ -110,10 +110,14 @@ void FakeLayer::Cancel(uint64_t number) {
 }
 
 void FakeLayer::Release() {
+  MakePresent();
+  ReleaseWaiting();
+}
+
+void FakeLayer::ReleaseWaiting() {
   std::vector<std::pair<Waiter, PinnedRange>> ready;
   {
     absl::MutexLock lock(&mutex_);
-    present_.emplace_back(0, data_.size());
     for (auto& [number, waiter] : waiters_) {
       PinnedRange range = Range(waiter.offset, waiter.length);
       ready.emplace_back(std::move(waiter), std::move(range));

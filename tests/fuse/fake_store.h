@@ -36,6 +36,8 @@ class FakeLayer final : public contentstore::LazyLayer {
 
   // Lets everything that waits through; later Acquires are answered at once.
   void Release() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Lets what waits now through; later Acquires wait.
+  void ReleaseWaiting() ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends everything that waits with `status`.
   void Fail(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   bool AwaitWaiting(size_t count) ABSL_LOCKS_EXCLUDED(mutex_);

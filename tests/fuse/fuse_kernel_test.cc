@@ -7,6 +7,7 @@
 #include <linux/mount.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -99,8 +100,8 @@ int ExitCode(pid_t pid) {
   return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 
-// A server in a child process. It says 'h' for every read it holds, and obeys 'r' (let them go), 's' (stop
-// and leave), 'R' (ask for unanswered requests again).
+// A server in a child process. It says 'h' for every read it holds, and obeys 'r' (let them go), 'w' (those
+// held now), 's' (stop and leave), 'R' (ask for unanswered requests again).
 class ServerProcess {
  public:
   // `init`: the exchange of the connection; empty: it is new, and filled in.
@@ -184,6 +185,7 @@ class ServerProcess {
     char command = 0;
     while (read(end, &command, 1) == 1) {
       if (command == 'r') held->Release();
+      if (command == 'w') held->ReleaseWaiting();
       if (command == 'R' && !server.Resend().ok()) return 2;
       if (command == 's') {
         server.Stop();
@@ -233,6 +235,40 @@ bool AwaitPendingAlarm(pid_t pid) {
     poll(nullptr, 0, 1);
   }
   return false;
+}
+
+// An EROFS mount, attached nowhere, of `image` with a layer's blob as its data.
+base::UniqueFd MountErofs(int fuse, const std::string& image, uint32_t layer) {
+  base::UniqueFd meta(open(image.c_str(), O_RDONLY | O_CLOEXEC));
+  base::UniqueFd data(openat(fuse, absl::StrCat("blobs/", NameOf(layer)).c_str(), O_PATH | O_CLOEXEC));
+  base::UniqueFd context(static_cast<int>(syscall(SYS_fsopen, "erofs", FSOPEN_CLOEXEC)));
+  const auto set = [&](const char* key, const base::UniqueFd& file) {
+    const std::string path = absl::StrCat("/proc/self/fd/", file.get());
+    return syscall(SYS_fsconfig, context.get(), FSCONFIG_SET_STRING, key, path.c_str(), 0) == 0;
+  };
+  if (!meta.valid() || !data.valid() || !context.valid() || !set("source", meta) || !set("device", data) ||
+      syscall(SYS_fsconfig, context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0) {
+    return base::UniqueFd();
+  }
+  return base::UniqueFd(static_cast<int>(syscall(SYS_fsmount, context.get(), FSMOUNT_CLOEXEC,
+                                                 MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID)));
+}
+
+// Faults in `pages` single pages all over the file, then the whole of it; an exit code.
+int ReadMapped(int mount, const char* name, uint32_t layer, uint64_t pages) {
+  base::UniqueFd file(openat(mount, name, O_RDONLY | O_CLOEXEC));
+  if (!file.valid()) return 10;
+  void* mapped = mmap(nullptr, kSize, PROT_READ, MAP_SHARED, file.get(), 0);
+  if (mapped == MAP_FAILED) return 11;
+  const char* bytes = static_cast<const char*>(mapped);
+  const std::string expected = Pattern(kSize, layer);
+  if (madvise(mapped, kSize, MADV_RANDOM) != 0) return 12;
+  for (uint64_t i = 0; i < pages; ++i) {
+    const uint64_t at = (i * 2654435761 % (kSize / 4096)) * 4096;
+    if (memcmp(bytes + at, expected.data() + at, 4096) != 0) return 13;
+  }
+  if (madvise(mapped, kSize, MADV_NORMAL) != 0) return 14;
+  return memcmp(bytes, expected.data(), kSize) == 0 ? 0 : 15;
 }
 
 class FuseKernelTest : public ::testing::Test {
@@ -394,6 +430,40 @@ TEST_F(FuseKernelTest, AnAlarmEveryTwentyMillisecondsHarmsNoRead) {
   });
   ASSERT_TRUE(server_->AwaitHeldRead());
   ASSERT_TRUE(AwaitPendingAlarm(reader));
+  server_->Tell('r');
+  EXPECT_EQ(ExitCode(reader), 0);
+}
+
+// A page fault that fails is SIGBUS, and an interrupted one begins again: each must end well though an alarm
+// is there before its bytes are.
+TEST_F(FuseKernelTest, AlarmsDuringPageFaultsHarmNoMappedFile) {
+  constexpr uint64_t kPages = 200;
+  layer::TreeBuilder builder;
+  layer::Entry file;
+  file.path = "file";
+  file.mode = 0444;
+  file.size = kSize;
+  file.extents = {{0, 0, kSize}};
+  ASSERT_TRUE(builder.Add(std::move(file)).ok());
+  layer::ErofsOptions options;
+  options.data_size = kSize;
+  ASSERT_TRUE(layer::WriteErofs(*builder.Finish(), options, directory_.File("one.erofs")).ok());
+  const pid_t reader = Fork({connection_.mount.get()}, [&] {
+    base::UniqueFd mount = MountErofs(connection_.mount.get(), directory_.File("one.erofs"), kHeldLayer);
+    if (!mount.valid()) return 20;
+    struct sigaction action{};
+    action.sa_handler = [](int) {};
+    sigaction(SIGALRM, &action, nullptr);
+    itimerval every{{0, 1'000}, {0, 1'000}};
+    setitimer(ITIMER_REAL, &every, nullptr);
+    return ReadMapped(mount.get(), "file", kHeldLayer, kPages);
+  });
+  for (uint64_t i = 0; i < kPages; ++i) {
+    ASSERT_TRUE(server_->AwaitHeldRead()) << i;
+    ASSERT_TRUE(AwaitPendingAlarm(reader)) << i;
+    server_->Tell('w');
+  }
+  ASSERT_TRUE(server_->AwaitHeldRead());
   server_->Tell('r');
   EXPECT_EQ(ExitCode(reader), 0);
 }
