@@ -3,15 +3,18 @@
 // containerd's filter language, as List takes it. A filter is a comma-separated list of conditions that must
 // all hold:
 //
-//   condition = field ("." field)* [op value]     without op: the field is present (for name, parent and
-//   kind: field     = [A-Za-z0-9_]+ | quoted             not empty; for a label: there, even if empty) op =
-//   "==" present and equal | "!=" absent or different | "~=" present and matched by the expression value =
-//   quoted | bytes up to a comma or space;  after "~=" also /…/ and |…| quoted    = Go's "…" with its
-//   escapes, or `…` raw
+//   condition = path [op value]          without op: the field is present
+//   path      = field ("." field)*
+//   field     = [A-Za-z0-9_-]+ | "…"
+//   op        = "==" present and equal | "!=" different | "~=" matched by the expression
+//   value     = "…" | bytes up to a comma or space;  after "~=" also /…/ and |…|
+//   "…"       = Go's escapes: \a \b \f \n \r \t \v \\ \" \123 \x12 \u1234 \U00012345
 //
-// Fields: name, parent, kind (view, active, committed), labels.<key> (further fields joined by "."); any
-// other is absent. An expression is RE2 and matches anywhere in the value. Source: containerd, pkg/filters.
-// Values; thread-safe as such.
+// Fields: name and parent (always present), kind (view, active, committed), labels.<key> (all further fields,
+// joined by "."); any other is absent. An absent field has the empty value for != and ~=. Spaces may stand
+// before a field, an operator and a value. An expression is RE2 (Go's regexp) and matches anywhere in the
+// value. Source: containerd, pkg/filters and the snapshot adaptor; unlike there, an expression that does not
+// compile is an error. Values; thread-safe as such.
 
 #include <cstdint>
 #include <memory>
@@ -29,7 +32,8 @@ namespace lazyblob::snapshotter {
 
 constexpr size_t kMaxFilterBytes = 64 << 10;       // of one filter
 constexpr size_t kMaxFilters = 1024;               // in one call
-constexpr int64_t kMaxExpressionMemory = 1 << 20;  // of one compiled expression
+constexpr size_t kMaxExpressions = 64;             // in one call
+constexpr int64_t kMaxExpressionMemory = 1 << 20;  // of one compiled expression, bytes
 
 // What one call filters by: any of its filters must match.
 class Filter {
