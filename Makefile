@@ -1,6 +1,7 @@
 # The front door, for a fresh Debian 12 as root. Each target installs what it needs and builds first.
 #   make build   build/lazyblobd, build/lazyblob, build/lazyblob-keeper
 #   make test    everything that can fail, in one CTest run
+#   make e2e     only the part of it with Debian 13's containerd and dockerd; the table of docs/E2E.md
 #   make demo    a real image from a real registry, in every format
 #   make bench   the figures of docs/PERFORMANCE.md
 
@@ -8,7 +9,7 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 PROGRAMS := lazyblobd lazyblob lazyblob-keeper
 
-.PHONY: build test demo bench format clean
+.PHONY: build test e2e demo bench format clean
 .DEFAULT_GOAL := build
 
 build:
@@ -21,6 +22,10 @@ test:
 	cmake --preset default -DLAZYBLOB_ALL_TESTS=ON
 	cmake --build --preset default -j $(JOBS)
 	ctest --preset default -j $(JOBS)
+
+e2e: build
+	deploy/install-deps.sh e2e
+	tests/e2e/e2e_trixie.sh --update
 
 demo: build
 	deploy/install-deps.sh demo

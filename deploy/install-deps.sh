@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs what a make target needs on Debian 12:  install-deps.sh [build|test|demo|bench|all]...
+# Installs what a make target needs on Debian 12:  install-deps.sh [build|test|e2e|demo|bench|all]...
 # Quick and silent when nothing is missing. Services that come with packages are not started.
 set -euo pipefail
 
@@ -17,7 +17,7 @@ build=(
 clang=(clang-19 llvm-19 clang-tidy-19 clang-format-19 libclang-rt-19-dev lld-19 googletest dpkg-dev)
 images=(
   # registries, and the programs that judge ours
-  docker-registry skopeo umoci stargz-snapshotter containerd
+  docker-registry skopeo umoci stargz-snapshotter containerd runc
   # images and their parts
   debootstrap mmdebstrap erofs-utils libarchive-tools attr zstd pigz xz-utils e2fsprogs libcap2-bin
   # what the scripts use
@@ -30,8 +30,8 @@ for purpose in "${@:-all}"; do
   case $purpose in
     build) want "${build[@]}" ;;
     test | all) want "${build[@]}" "${clang[@]}" "${images[@]}" ;;
-    demo | bench) want "${build[@]}" "${images[@]}" ;;
-    *) echo "install-deps.sh: unknown purpose '$purpose'; known: build test demo bench all" >&2; exit 2 ;;
+    e2e | demo | bench) want "${build[@]}" "${images[@]}" ;;
+    *) echo "install-deps.sh: unknown purpose '$purpose'; known: build test e2e demo bench all" >&2; exit 2 ;;
   esac
 done
 

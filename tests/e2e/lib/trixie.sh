@@ -1,0 +1,73 @@
+# Debian 13 in a folder: containerd 1.7, docker and ctr-remote newer than this machine's, as Debian ships them.
+#
+#   trixie_make             makes $WORK/trixie/root once, in less than a minute; sets TRIXIE
+#   trixie_enter            after enter_namespace: a second mount namespace with the folder as its root (in a chroot no
+#                           container could have user namespaces). $SCRATCH lies at the same path there, and what is
+#                           mounted below it on one side is mounted on the other
+#   in_trixie CMD…          runs there with nothing of this machine's environment; "${TRIXIE_EXEC[@]}" CMD… & where the
+#                           process id matters
+#   trixie_version PACKAGE  upstream part of its version
+# LAZYBLOB_MIRROR names another Debian mirror.
+
+TRIXIE_PACKAGES=containerd,runc,docker.io,docker-cli,docker-buildx,stargz-snapshotter,ca-certificates
+declare -A TRIXIE_WANT=([containerd]=1.7.24 [docker.io]=26.1.5 [stargz-snapshotter]=0.14)
+
+trixie_make() {
+  local mirror=${LAZYBLOB_MIRROR:-http://deb.debian.org/debian} proxy started package
+  TRIXIE=$WORK/trixie/root
+  need_tools mmdebstrap
+  mkdir -p "$WORK/trixie"
+  exec 8> "$WORK/trixie/lock"
+  flock -w 900 8 || die "another run is making $TRIXIE"
+  if [ "$(cat "$WORK/trixie/done" 2>/dev/null)" != "$TRIXIE_PACKAGES" ]; then
+    started=$(now_ms)
+    rm -rf --one-file-system "$TRIXIE" "$TRIXIE.new"
+    proxy=$(apt-config dump Acquire::http::Proxy --format '%v%n' || true)
+    timeout -k 5 600 mmdebstrap --quiet --format=directory --variant=minbase --include="$TRIXIE_PACKAGES" \
+      ${proxy:+--aptopt="Acquire::http::Proxy \"$proxy\";"} trixie "$TRIXIE.new" "$mirror" < /dev/null ||
+      die "mmdebstrap of trixie failed: is $mirror reachable?"
+    mv "$TRIXIE.new" "$TRIXIE"
+    echo "$TRIXIE_PACKAGES" > "$WORK/trixie/done"
+    log "made $TRIXIE in $(( ($(now_ms) - started) / 1000 )) s"
+  fi
+  exec 8>&-
+  for package in "${!TRIXIE_WANT[@]}"; do
+    case $(trixie_version "$package") in
+      "${TRIXIE_WANT[$package]}"*) ;;
+      *) die "$package of trixie is $(trixie_version "$package"), not ${TRIXIE_WANT[$package]}" ;;
+    esac
+  done
+}
+
+trixie_version() { dpkg-query --admindir="$TRIXIE/var/lib/dpkg" -W -f='${Version}' "$1" | sed 's/[~+-].*//'; }
+
+trixie_enter() {
+  mount --bind "$SCRATCH" "$SCRATCH"
+  mount --make-shared "$SCRATCH"
+  TRIXIE=$TRIXIE SCRATCH=$SCRATCH unshare --mount --propagation unchanged bash -euc '
+    mount --bind "$TRIXIE" "$TRIXIE"
+    cd "$TRIXIE"
+    mount --rbind /dev dev
+    mount --rbind /sys sys
+    mount --bind /proc proc
+    mount -t tmpfs -o mode=0755 run run
+    mount -t tmpfs tmp tmp
+    top=${SCRATCH#/}
+    mount -t tmpfs -o mode=0755 mnt mnt   # holds the place for $SCRATCH, should the folder have none
+    mkdir -p "$top" mnt/old
+    mount --bind "$SCRATCH" "$top"
+    [ ! -e /etc/resolv.conf ] || { touch etc/resolv.conf; cat /etc/resolv.conf > run/resolv.conf; mount --bind run/resolv.conf etc/resolv.conf; }
+    pivot_root . mnt/old
+    cd /
+    umount -l /mnt/old
+    touch /run/ready
+    exec sleep infinity' &
+  TRIXIE_PID=$!
+  disown "$TRIXIE_PID"
+  on_exit "kill $TRIXIE_PID"
+  TRIXIE_EXEC=(nsenter --mount="/proc/$TRIXIE_PID/ns/mnt" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+    LC_ALL=C.UTF-8)
+  wait_until 10 "the namespace of $TRIXIE" in_trixie test -e /run/ready
+}
+
+in_trixie() { "${TRIXIE_EXEC[@]}" "$@"; }
