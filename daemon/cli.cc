@@ -13,6 +13,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "daemon/cli_doctor.h"
+#include "daemon/cli_pull.h"
 #include "daemon/control_client.h"
 #include "daemon/report.h"
 
@@ -23,12 +25,18 @@ namespace api = ::lazyblob::control::v1;
 
 struct Arguments {
   std::string root = "/var/lib/lazyblob";
+  bool root_given = false;  // else pull and doctor take the configured one
   std::string reference;
   std::string directory;
   std::string target;
   std::string platform;
   std::string mode = "auto";
   std::string progress = "auto";
+  std::string config = "/etc/lazyblob/config.toml";
+  std::string containerd = "/run/containerd/containerd.sock";
+  std::string containerd_config = "/etc/containerd/config.toml";
+  std::string name_space = "default";
+  std::string snapshotter = "lazyblob";
   bool plain_http = false;
   bool json = false;
   bool foreground = false;
@@ -90,6 +98,34 @@ class Commands {
     return Run([&](ControlClient& client, ControlClient::OnProgress progress) {
       return client.Index(request, progress);
     });
+  }
+
+  absl::Status Pull() {
+    RETURN_IF_ERROR(RequireRoot());
+    PullArguments pull;
+    if (arguments_.root_given) pull.root = arguments_.root;
+    pull.config = arguments_.config;
+    pull.reference = arguments_.reference;
+    pull.platform = arguments_.platform;
+    pull.containerd = arguments_.containerd;
+    pull.name_space = arguments_.name_space;
+    pull.snapshotter = arguments_.snapshotter;
+    pull.docker_config = DockerConfigPath();
+    pull.progress = arguments_.progress;
+    pull.plain_http = arguments_.plain_http;
+    pull.json = arguments_.json;
+    return RunPull(pull, io_);
+  }
+
+  absl::Status Doctor() {
+    DoctorArguments doctor;
+    if (arguments_.root_given) doctor.root = arguments_.root;
+    doctor.config = arguments_.config;
+    doctor.containerd = arguments_.containerd;
+    doctor.containerd_config = arguments_.containerd_config;
+    doctor.snapshotter = arguments_.snapshotter;
+    doctor.json = arguments_.json;
+    return RunDoctor(doctor, io_);
   }
 
   absl::Status Unmount() {
@@ -185,6 +221,16 @@ void AddImageOptions(CLI::App* command, Arguments* arguments) {
       ->check(CLI::IsMember({"auto", "plain", "json", "none"}));
 }
 
+void AddContainerdOptions(CLI::App* command, Arguments* arguments) {
+  command->add_option("--config", arguments->config, "lazyblobd's configuration")->capture_default_str();
+  command->add_option("--containerd", arguments->containerd, "containerd's socket")
+      ->envname("CONTAINERD_ADDRESS")
+      ->capture_default_str();
+  command
+      ->add_option("--snapshotter", arguments->snapshotter, "the name under which containerd knows lazyblobd")
+      ->capture_default_str();
+}
+
 }  // namespace
 
 int RunCli(int argc, const char* const* argv, CliIo io) {
@@ -218,6 +264,20 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   AddImageOptions(index, &arguments);
   index->callback([&] { run = [&] { return commands.Index(); }; });
 
+  CLI::App* pull = app.add_subcommand("pull", "pull an image into containerd, lazily");
+  AddImageOptions(pull, &arguments);
+  AddContainerdOptions(pull, &arguments);
+  pull->add_option("--namespace", arguments.name_space, "containerd's namespace; Kubernetes uses k8s.io")
+      ->envname("CONTAINERD_NAMESPACE")
+      ->capture_default_str();
+  pull->callback([&] { run = [&] { return commands.Pull(); }; });
+
+  CLI::App* doctor = app.add_subcommand("doctor", "what is wrong with this machine, and what to do about it");
+  AddContainerdOptions(doctor, &arguments);
+  doctor->add_option("--containerd-config", arguments.containerd_config, "containerd's configuration")
+      ->capture_default_str();
+  doctor->callback([&] { run = [&] { return commands.Doctor(); }; });
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -227,6 +287,7 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   absl::Status result = root.status();
   if (root.ok()) {
     arguments.root = *root;
+    arguments.root_given = app.count("--root") > 0;
     result = run();
   }
   if (result.ok()) return 0;

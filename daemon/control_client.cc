@@ -44,6 +44,14 @@ class Client final : public ControlClient {
     grpc::ClientContext context;
     return Drain(stub_->Index(&context, request), progress);
   }
+  absl::StatusOr<api::MountStatus> Prepare(const api::PrepareRequest& request,
+                                           std::shared_ptr<base::CancelToken> cancel,
+                                           OnProgress progress) override {
+    grpc::ClientContext context;
+    if (cancel == nullptr) cancel = std::make_shared<base::CancelToken>();
+    auto registration = cancel->OnCancel([&context] { context.TryCancel(); });
+    return Drain(stub_->Prepare(&context, request), progress);
+  }
   absl::Status Unmount(const std::string& directory) override {
     grpc::ClientContext context;
     api::UnmountRequest request;

@@ -9,11 +9,12 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "base/cancel.h"
 #include "proto/control.pb.h"
 
 namespace lazyblob::daemon {
 
-// One thread at a time, except Cancel.
+// One thread at a time.
 class ControlClient {
  public:
   virtual ~ControlClient() = default;
@@ -29,6 +30,10 @@ class ControlClient {
                                                          OnProgress progress) = 0;
   virtual absl::StatusOr<control::v1::MountStatus> Index(const control::v1::IndexRequest& request,
                                                          OnProgress progress) = 0;
+  // Cancelled when `cancel` (may be null) is.
+  virtual absl::StatusOr<control::v1::MountStatus> Prepare(const control::v1::PrepareRequest& request,
+                                                           std::shared_ptr<base::CancelToken> cancel,
+                                                           OnProgress progress) = 0;
   virtual absl::Status Unmount(const std::string& directory) = 0;
   virtual absl::StatusOr<control::v1::StatusResponse> Status(const std::string& target) = 0;
 };
