@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -22,6 +21,7 @@
 #include "oci/descriptor.h"
 #include "oci/reference.h"
 #include "registry/credentials.h"
+#include "registry/hosts.h"
 
 namespace lazyblob::registry {
 
@@ -57,11 +57,6 @@ struct FetchedManifest {
   oci::Descriptor descriptor;
 };
 
-struct Mirror {
-  std::string host;  // "host[:port]"
-  bool plain_http = false;
-};
-
 struct ClientOptions {
   bool plain_http =
       false;  // http for every host; else only for those listed next: "host:port", or "host" for any port
@@ -69,8 +64,11 @@ struct ClientOptions {
   // Asked too at every request, by any thread: hosts that become known later. May be empty.
   std::function<bool(const std::string& host)> is_plain_http;
   std::string ca_file;  // PEM bundle in addition to the system's; empty: none
-  // Tried in order before the host itself, for pulls only; asked with ?ns=<host>.
-  std::map<std::string, std::vector<Mirror>> mirrors;
+  // Mirrors and settings by host, see hosts.h; an error ends the call. May be null.
+  HostLookup host_config;
+  // containerd's rule for hosts of this machine that nothing else is said of: https without verification,
+  // and plain http where TLS is not spoken (port 443: https only, port 80: http only).
+  bool local_hosts_may_be_insecure = false;
   std::shared_ptr<const CredentialsProvider> credentials;  // null: anonymous
   absl::Duration connect_timeout = absl::Seconds(10);
   absl::Duration stall_timeout =

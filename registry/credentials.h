@@ -25,6 +25,12 @@ class CredentialsProvider {
   virtual ~CredentialsProvider() = default;
   // nullopt: anonymous. An error is a provider that should have known (say, a failing helper), naming it.
   virtual absl::StatusOr<std::optional<Credentials>> Lookup(absl::string_view host) const = 0;
+  // As Lookup, for a call on one repository of the host; most providers know no difference.
+  virtual absl::StatusOr<std::optional<Credentials>> LookupFor(absl::string_view host,
+                                                               absl::string_view repository) const {
+    static_cast<void>(repository);
+    return Lookup(host);
+  }
 };
 
 // Docker's config.json: "auths", "credHelpers", "credsStore" (docker-credential-* run with the host on stdin,

@@ -1,7 +1,4 @@
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdlib>
 #include <map>
 #include <utility>
@@ -19,6 +16,7 @@
 #include "base/status.h"
 #include "registry/credentials.h"
 #include "registry/internal/credential_helper.h"
+#include "registry/internal/file_stamp.h"
 
 namespace lazyblob::registry {
 namespace {
@@ -105,17 +103,6 @@ absl::StatusOr<Config> ParseConfig(const std::string& text) {
   return config;
 }
 
-// What tells one version of a file from another.
-struct FileStamp {
-  ino_t inode = 0;
-  off_t size = 0;
-  timespec modified{};
-  bool operator==(const FileStamp& other) const {
-    return inode == other.inode && size == other.size && modified.tv_sec == other.modified.tv_sec &&
-           modified.tv_nsec == other.modified.tv_nsec;
-  }
-};
-
 class DockerConfig final : public CredentialsProvider {
  public:
   explicit DockerConfig(std::string path) : path_(std::move(path)) {}
@@ -164,19 +151,15 @@ class DockerConfig final : public CredentialsProvider {
   // The file as it is now; null if there is none.
   absl::StatusOr<std::shared_ptr<const Config>> Current() const ABSL_LOCKS_EXCLUDED(mutex_) {
     std::string path = Path();
-    struct stat st{};
-    if (stat(path.c_str(), &st) != 0) {
-      if (errno == ENOENT || errno == ENOTDIR) return std::shared_ptr<const Config>();
-      return base::ErrnoStatus(errno, path);
-    }
-    FileStamp stamp{st.st_ino, st.st_size, st.st_mtim};
+    ASSIGN_OR_RETURN(std::optional<internal::FileStamp> stamp, internal::StampOf(path));
+    if (!stamp) return std::shared_ptr<const Config>();
     absl::MutexLock lock(&mutex_);
-    if (config_ != nullptr && stamp == stamp_) return config_;
+    if (config_ != nullptr && *stamp == stamp_) return config_;
     ASSIGN_OR_RETURN(std::string text, base::ReadFile(path, kMaxConfig));
     absl::StatusOr<Config> config = ParseConfig(text);
     if (!config.ok()) return base::Annotate(config.status(), path);
     config_ = std::make_shared<const Config>(*std::move(config));
-    stamp_ = stamp;
+    stamp_ = *stamp;
     return config_;
   }
 
@@ -184,7 +167,7 @@ class DockerConfig final : public CredentialsProvider {
   mutable absl::Mutex mutex_;
   // Shared with look-ups that are running a helper while the file is read again.
   mutable std::shared_ptr<const Config> config_ ABSL_GUARDED_BY(mutex_);
-  mutable FileStamp stamp_ ABSL_GUARDED_BY(mutex_);
+  mutable internal::FileStamp stamp_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace

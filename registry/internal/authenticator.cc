@@ -33,7 +33,7 @@ std::string IdentityName(const std::optional<Credentials>& credentials) {
 }
 
 std::string IdentityKey(const CredentialsProvider* provider, const Endpoint& endpoint) {
-  return absl::StrFormat("%p %s", provider, endpoint.credential_host);
+  return absl::StrFormat("%p %s/%s", provider, endpoint.credential_host, endpoint.repository);
 }
 
 std::string TokenKey(const std::string& origin, const std::string& scope, const std::string& identity) {
@@ -74,7 +74,8 @@ absl::StatusOr<Authenticator::Identity> Authenticator::LookUp(const Endpoint& en
     if (known && clock_.Monotonic() - known->looked_up < kFreshLookup) return *known;
     Identity identity;
     if (provider != nullptr) {
-      absl::StatusOr<std::optional<Credentials>> found = provider->Lookup(endpoint.credential_host);
+      absl::StatusOr<std::optional<Credentials>> found =
+          provider->LookupFor(endpoint.credential_host, endpoint.repository);
       if (!found.ok())
         return absl::UnauthenticatedError(absl::StrCat("credentials: ", found.status().message()));
       identity.credentials = *std::move(found);
@@ -112,6 +113,7 @@ absl::StatusOr<Authenticator::Token> Authenticator::RequestToken(const Endpoint&
   std::string origin = endpoint.base.Origin();
   TokenQuery query;
   query.registry = endpoint.base;
+  query.tls = endpoint.tls;
   query.realm = way.realm;
   query.service = way.service;
   query.scope = scope;

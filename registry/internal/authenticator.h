@@ -93,7 +93,7 @@ class Authenticator {
   mutable absl::Mutex mutex_;
   std::map<std::string, Way> ways_ ABSL_GUARDED_BY(mutex_);             // by origin
   std::map<std::string, std::string> scopes_ ABSL_GUARDED_BY(mutex_);   // by origin and our scope: theirs
-  std::map<std::string, Identity> identities_ ABSL_GUARDED_BY(mutex_);  // by provider and host
+  std::map<std::string, Identity> identities_ ABSL_GUARDED_BY(mutex_);  // by provider, host, repository
   std::map<std::string, Token> tokens_ ABSL_GUARDED_BY(mutex_);         // by origin, scope and identity
 };
 

@@ -112,16 +112,18 @@ ClientCore::ClientCore(ClientOptions options, std::unique_ptr<Transport> transpo
       requester_(&options_, transport_.get(), &hosts_, sleep_) {}
 
 absl::Status ClientCore::OnEndpoints(const oci::Reference& reference, const CallContext& context,
-                                     absl::string_view what, Operation operation) {
-  absl::StatusOr<std::vector<Endpoint>> endpoints = EndpointsOf(reference, options_);
+                                     absl::string_view what, Operation operation, Capability wanted) {
+  if (context.access == Access::kPush) wanted = Capability::kPush;
+  absl::StatusOr<std::vector<Endpoint>> endpoints = EndpointsOf(reference, options_, wanted);
   if (!endpoints.ok()) return base::Annotate(endpoints.status(), what);
   absl::Status status;
   for (const Endpoint& endpoint : *endpoints) {
     RetryPolicy policy{options_.max_attempts, options_.first_backoff, options_.clock, sleep_};
     CallContext limited = context;
     std::string down = absl::StrCat("down ", endpoint.base.Origin());
-    if (endpoint.is_mirror()) {
-      if (hosts_.Noted(down)) continue;
+    bool last = &endpoint == &endpoints->back();
+    if (!last && hosts_.Noted(down)) continue;
+    if (!last && !endpoint.guessed_tls) {
       // A mirror may use up half of the time, never all of it.
       absl::Duration now = options_.clock->Monotonic();
       limited.deadline = now + (context.deadline - now) / 2;
@@ -129,8 +131,14 @@ absl::Status ClientCore::OnEndpoints(const oci::Reference& reference, const Call
     }
     Attempt attempt = operation(endpoint, policy, limited);
     status = attempt.status;
-    if (attempt.ok() || !endpoint.is_mirror() || Cancelled(context)) break;
-    if (attempt.http == 0 || absl::IsUnavailable(status)) hosts_.Note(down, kMirrorPause);
+    if (attempt.ok() || last || Cancelled(context)) break;
+    if (endpoint.guessed_tls) {
+      // Only a host that does not speak TLS is asked without.
+      if (!absl::IsFailedPrecondition(status)) break;
+      hosts_.Note(down, kMirrorPause);
+    } else if (attempt.http == 0 || absl::IsUnavailable(status)) {
+      hosts_.Note(down, kMirrorPause);
+    }
     if (!CheckLive(context, *options_.clock).ok()) break;
   }
   // TLS that cannot be set up is, to callers, a host that cannot be used.
@@ -174,11 +182,12 @@ absl::StatusOr<FetchedManifest> ClientCore::GetManifest(const oci::Reference& re
                                                         const CallContext& context) {
   FetchedManifest manifest;
   std::string what = absl::StrCat("GET manifest ", base::Printable(reference.ToString()));
-  RETURN_IF_ERROR(
-      OnEndpoints(reference, context, what,
-                  [&](const Endpoint& endpoint, const RetryPolicy& policy, const CallContext& limited) {
-                    return FetchManifest(endpoint, reference, policy, limited, &manifest);
-                  }));
+  RETURN_IF_ERROR(OnEndpoints(
+      reference, context, what,
+      [&](const Endpoint& endpoint, const RetryPolicy& policy, const CallContext& limited) {
+        return FetchManifest(endpoint, reference, policy, limited, &manifest);
+      },
+      reference.digest ? Capability::kPull : Capability::kResolve));
   return manifest;
 }
 
@@ -219,7 +228,8 @@ absl::StatusOr<oci::Descriptor> ClientCore::HeadManifest(const oci::Reference& r
     });
   };
   std::string what = absl::StrCat("HEAD manifest ", base::Printable(reference.ToString()));
-  RETURN_IF_ERROR(OnEndpoints(reference, context, what, head));
+  RETURN_IF_ERROR(OnEndpoints(reference, context, what, head,
+                              reference.digest ? Capability::kPull : Capability::kResolve));
   if (usable) return descriptor;
   ASSIGN_OR_RETURN(FetchedManifest manifest, GetManifest(reference, context));
   return manifest.descriptor;
@@ -360,7 +370,7 @@ absl::StatusOr<std::optional<std::vector<oci::Descriptor>>> ClientCore::AskRefer
       if (!attempt.ok() || next.empty()) return attempt;
       absl::StatusOr<Url> api = endpoint.ApiUrl(request.repository, request.rest);
       absl::StatusOr<Url> url = api.ok() ? api->Resolve(next) : api;
-      std::string prefix = absl::StrCat("/v2/", repository.repository);
+      std::string prefix = absl::StrCat(endpoint.path, "/", repository.repository);
       if (!url.ok() || url->Origin() != api->Origin() ||
           !absl::StartsWith(url->path_and_query, prefix + "/referrers/")) {
         return {absl::DataLossError("the next page is not in this repository"), attempt.http, false};

@@ -38,9 +38,11 @@ class ClientCore {
  private:
   // One try on one endpoint, with its retries; `last` is the host itself.
   using Operation = absl::FunctionRef<Attempt(const Endpoint&, const RetryPolicy&, const CallContext&)>;
-  // Mirrors in order, then the host; the host's error is the one reported. `what` goes in front of it.
+  // Those with the capability in order, mirrors first; the last one's error is the one reported. `what` goes
+  // in front of it. A context that pushes asks for that capability, whatever is `wanted`.
   absl::Status OnEndpoints(const oci::Reference& reference, const CallContext& context,
-                           absl::string_view what, Operation operation);
+                           absl::string_view what, Operation operation,
+                           Capability wanted = Capability::kPull);
 
   Attempt FetchManifest(const Endpoint& endpoint, const oci::Reference& reference, const RetryPolicy& policy,
                         const CallContext& context, FetchedManifest* manifest);

@@ -19,13 +19,27 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "base/file.h"
 #include "base/status.h"
 
 namespace lazyblob::registry::internal {
 namespace {
 
 constexpr size_t kMaxHeaderBytes = 64 << 10;
+constexpr uint64_t kMaxCaFile = 16 << 20;
 constexpr size_t kMaxIdleSlots = 128;  // over all hosts
+
+// The memory must outlive the transfer.
+void SetBlob(CURL* easy, CURLoption option, const std::string& text) {
+  curl_blob blob{const_cast<char*>(text.data()), text.size(), CURL_BLOB_NOCOPY};
+  curl_easy_setopt(easy, option, &blob);
+}
+
+// Connections are shared by requests to one origin with the same TLS settings.
+std::string PoolKey(const HttpRequest& request) {
+  return request.tls == nullptr ? request.url.Origin()
+                                : absl::StrCat(request.url.Origin(), " ", request.tls->id);
+}
 
 // One easy handle in its own multi handle, which holds the connection.
 struct Slot {
@@ -45,13 +59,15 @@ struct Slot {
 // One transfer: what libcurl's callbacks work on, all on the thread of Perform.
 class Transfer {
  public:
-  Transfer(const HttpRequest& request, ResponseHandler* handler, const HttpTransportOptions& options)
-      : request_(request), handler_(handler), clock_(*options.clock), options_(options) {}
+  Transfer(const HttpRequest& request, ResponseHandler* handler, const HttpTransportOptions& options,
+           const std::string& ca_pem)
+      : request_(request), handler_(handler), clock_(*options.clock), options_(options), ca_pem_(ca_pem) {}
 
   absl::Status Run(Slot* slot, TransferTiming* timing);
 
  private:
   void Configure(CURL* easy, curl_slist* headers);
+  void ConfigureTls(CURL* easy);
   absl::Status Drive(Slot* slot, CURLcode* result);
   absl::Status Explain(CURLcode result) const;
   size_t OnHeaderLine(absl::string_view line);
@@ -71,6 +87,8 @@ class Transfer {
   ResponseHandler* const handler_;
   const base::Clock& clock_;
   const HttpTransportOptions& options_;
+  const std::string& ca_pem_;  // what options_.ca_file holds
+  std::string authorities_;
   HttpResponse response_;
   size_t header_bytes_ = 0;
   bool headers_done_ = false;
@@ -156,6 +174,30 @@ curl_socket_t Transfer::OpenSocket(void* self, curlsocktype, curl_sockaddr* addr
   return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 }
 
+void Transfer::ConfigureTls(CURL* easy) {
+  const TlsSettings* tls = request_.tls.get();
+  bool own_authorities = tls != nullptr && !tls->ca_pem.empty();
+  if (own_authorities || !options_.ca_file.empty()) {
+    const curl_version_info_data* build = curl_version_info(CURLVERSION_NOW);
+    curl_easy_setopt(easy, CURLOPT_CAPATH, build->capath != nullptr ? build->capath : "/etc/ssl/certs");
+  }
+  if (own_authorities) {
+    // libcurl takes one file or one blob.
+    authorities_ = absl::StrCat(tls->ca_pem, "\n", ca_pem_);
+    SetBlob(easy, CURLOPT_CAINFO_BLOB, authorities_);
+  } else if (!options_.ca_file.empty()) {
+    curl_easy_setopt(easy, CURLOPT_CAINFO, options_.ca_file.c_str());
+  }
+  if (tls == nullptr) return;
+  if (tls->skip_verify) {
+    curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 0L);
+    curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 0L);
+  }
+  if (tls->client_cert_pem.empty()) return;
+  SetBlob(easy, CURLOPT_SSLCERT_BLOB, tls->client_cert_pem);
+  SetBlob(easy, CURLOPT_SSLKEY_BLOB, tls->client_key_pem);
+}
+
 void Transfer::Configure(CURL* easy, curl_slist* headers) {
   curl_easy_reset(easy);
   curl_easy_setopt(easy, CURLOPT_URL, request_.url.ToString().c_str());
@@ -174,11 +216,7 @@ void Transfer::Configure(CURL* easy, curl_slist* headers) {
   curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 128L << 10);
   curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
   curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, error_text_);
-  if (!options_.ca_file.empty()) {
-    const curl_version_info_data* build = curl_version_info(CURLVERSION_NOW);
-    curl_easy_setopt(easy, CURLOPT_CAINFO, options_.ca_file.c_str());
-    curl_easy_setopt(easy, CURLOPT_CAPATH, build->capath != nullptr ? build->capath : "/etc/ssl/certs");
-  }
+  ConfigureTls(easy);
   curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, &Transfer::OpenSocket);
   curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, this);
   curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, &Transfer::HeaderCallback);
@@ -310,7 +348,10 @@ bool ProxyConfigured() {
 class HttpTransport final : public Transport {
  public:
   explicit HttpTransport(HttpTransportOptions options)
-      : options_(std::move(options)), behind_proxy_(ProxyConfigured()) {}
+      : options_(std::move(options)),
+        // A file that cannot be read is an error of the requests that need it alone.
+        ca_pem_(base::ReadFile(options_.ca_file, kMaxCaFile).value_or("")),
+        behind_proxy_(ProxyConfigured()) {}
 
   absl::Status Perform(const HttpRequest& request, ResponseHandler* handler, TransferTiming* timing) override
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -326,6 +367,7 @@ class HttpTransport final : public Transport {
   void Release(const std::string& origin, std::unique_ptr<Slot> slot) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const HttpTransportOptions options_;
+  const std::string ca_pem_;
   // Behind a proxy the addresses we connect to are the proxy's: names are then for the proxy to judge.
   const bool behind_proxy_;
   absl::Mutex mutex_;
@@ -338,7 +380,7 @@ absl::StatusOr<std::unique_ptr<Slot>> HttpTransport::Acquire(const HttpRequest& 
       request.cancel == nullptr ? base::CancelToken::Registration()
                                 : request.cancel->OnCancel([this] { absl::MutexLock lock(&mutex_); });
   absl::MutexLock lock(&mutex_);
-  std::string origin = request.url.Origin();
+  std::string origin = PoolKey(request);
   auto cancelled = [&] { return request.cancel != nullptr && request.cancel->cancelled(); };
   auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     Pool& pool = pools_[origin];
@@ -385,8 +427,8 @@ absl::Status HttpTransport::Perform(const HttpRequest& request, ResponseHandler*
   ASSIGN_OR_RETURN(std::unique_ptr<Slot> slot, Acquire(request));
   HttpRequest judged = request;
   judged.allow_local_address = request.allow_local_address || behind_proxy_;
-  absl::Status status = Transfer(judged, handler, options_).Run(slot.get(), timing);
-  Release(request.url.Origin(), std::move(slot));
+  absl::Status status = Transfer(judged, handler, options_, ca_pem_).Run(slot.get(), timing);
+  Release(PoolKey(request), std::move(slot));
   return status;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/json.h"
 #include "base/status.h"
@@ -62,6 +63,16 @@ class Filter final : public ResponseHandler {
   std::string error_body_;
   bool refused_ = false;
 };
+
+// The headers configured for a host, where the request has none of that name.
+void AddConfigured(const Headers& configured, bool authorized, Headers* headers) {
+  Headers own = *headers;
+  for (const auto& [name, value] : configured) {
+    bool taken = authorized && absl::EqualsIgnoreCase(name, "authorization");
+    for (const auto& entry : own) taken = taken || absl::EqualsIgnoreCase(entry.first, name);
+    if (!taken) headers->emplace_back(name, value);
+  }
+}
 
 // The registry's error codes ("MANIFEST_UNKNOWN"). Its messages are left out: what a server writes there may
 // repeat what we sent.
@@ -207,6 +218,7 @@ Attempt Requester::Follow(Exchange* exchange) {
     http.method = exchange->request.method;
     http.url = exchange->url;
     http.headers = exchange->request.headers;
+    http.tls = TlsAt(exchange->request.endpoint.tls, exchange->api, exchange->url);
     http.deadline = exchange->context.deadline;
     http.cancel = exchange->context.cancel;
     http.allow_local_address =
@@ -220,6 +232,7 @@ Attempt Requester::Follow(Exchange* exchange) {
           authenticator_.Authorize(exchange->request.endpoint, exchange->scope, exchange->context);
       if (!header.ok()) return {header.status(), 0, absl::IsUnavailable(header.status())};
       exchange->authorization = *std::move(header);
+      AddConfigured(exchange->request.endpoint.headers, !exchange->authorization.empty(), &http.headers);
       if (!exchange->authorization.empty())
         http.headers.emplace_back("Authorization", exchange->authorization);
     }

@@ -116,6 +116,7 @@ absl::StatusOr<TokenAnswer> FetchToken(const TokenQuery& query, const CallContex
     RETURN_IF_ERROR(base::Annotate(hosts->AwaitTurn(request.url, context, sleep), "token server"));
     request.deadline = context.deadline;
     request.cancel = context.cancel;
+    request.tls = TlsAt(query.tls, query.registry, request.url);
     request.allow_local_address = MayConnectLocally(query.registry, request.url, query.allow_private);
     Collector collector;
     absl::Status status = transport->Perform(request, &collector, nullptr);

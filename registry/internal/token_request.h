@@ -22,6 +22,7 @@ struct TokenQuery {
   std::string scope;  // space-separated
   std::optional<Credentials> credentials;
   bool allow_private = false;
+  TlsPtr tls;  // of the registry
 };
 
 struct TokenAnswer {

@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "base/cancel.h"
+#include "registry/hosts.h"
 #include "registry/internal/url.h"
 
 namespace lazyblob::registry::internal {
@@ -29,7 +30,14 @@ struct HttpRequest {
   absl::Duration deadline = absl::InfiniteDuration();  // monotonic
   std::shared_ptr<base::CancelToken> cancel;           // may be null
   bool allow_local_address = true;                     // connect to loopback and link-local addresses too
+  TlsPtr tls;                                          // null: the system's authorities
 };
+
+// The settings made for `owner` as they apply at `url`: as they are on the same host, its authorities alone
+// on any other.
+inline TlsPtr TlsAt(const TlsPtr& settings, const Url& owner, const Url& url) {
+  return settings == nullptr || owner.host == url.host ? settings : settings->elsewhere;
+}
 
 struct HttpResponse {
   int status = 0;

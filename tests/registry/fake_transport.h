@@ -42,6 +42,7 @@ struct Seen {
   Headers headers;
   std::string body;
   bool allow_local_address = true;
+  TlsPtr tls;
 
   std::string Header(absl::string_view name) const {
     for (const auto& [key, value] : headers) {
@@ -77,7 +78,7 @@ class FakeNetwork {
                          TransferTiming* timing) override {
       if (request.cancel != nullptr && request.cancel->cancelled()) return absl::CancelledError("cancelled");
       Seen seen{absl::StrCat(request.method, " ", request.url.ToString()), request.headers, request.body,
-                request.allow_local_address};
+                request.allow_local_address, request.tls};
       network_.Log(seen);
       Reply reply = network_.script_(seen);
       if (!reply.before.ok()) return reply.before;
@@ -158,6 +159,19 @@ inline oci::Reference Repository(const std::string& host = "reg.example",
   reference.repository = repository;
   reference.tag = "1";
   return reference;
+}
+
+// Mirrors in front of every host.
+inline HostLookup Mirrors(const std::vector<std::string>& urls) {
+  auto config = std::make_shared<HostConfig>();
+  for (const std::string& url : urls) {
+    RegistryHost host;
+    host.url = url;
+    host.path = "/v2";
+    config->hosts.push_back(std::move(host));
+  }
+  config->hosts.emplace_back();
+  return [config](const std::string&) { return config; };
 }
 
 // `size` bytes that are different everywhere.

@@ -28,7 +28,7 @@ oci::Reference ByDigest(const std::string& raw) {
 
 ClientOptions WithMirrors() {
   ClientOptions options;
-  options.mirrors["reg.example"] = {{"m1.example", false}, {"m2.example", false}};
+  options.host_config = Mirrors({"https://m1.example", "https://m2.example"});
   return options;
 }
 

@@ -232,7 +232,7 @@ TEST(ReadBlob, StatusesThatAreRetriedAndNot) {
 
 TEST(ReadBlob, TheSinksErrorEndsItAndIsKept) {
   ClientOptions options;
-  options.mirrors["reg.example"] = {{"mirror.example", false}};
+  options.host_config = Mirrors({"https://mirror.example"});
   FakeClient client([](const Seen& seen) { return Serve(seen, Bytes()); }, options);
   auto sink = [](absl::Span<const uint8_t>) { return absl::ResourceExhaustedError("disk full"); };
   absl::Status status = client->ReadBlob(Repository(), DescriptorOf(Bytes()), {0, 100}, sink, {});

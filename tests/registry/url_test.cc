@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "registry/internal/endpoint.h"
+#include "tests/registry/fake_transport.h"
 
 namespace lazyblob::registry::internal {
 namespace {
@@ -109,7 +110,7 @@ TEST(Endpoints, DockerHubPlainHttpAndMirrors) {
   hub.host = "docker.io";
   hub.repository = "library/debian";
   ClientOptions options;
-  options.mirrors["docker.io"] = {{"mirror.example:8080", true}};
+  options.host_config = Mirrors({"http://mirror.example:8080"});
   auto endpoints = EndpointsOf(hub, options);
   ASSERT_TRUE(endpoints.ok()) << endpoints.status();
   ASSERT_EQ(endpoints->size(), 2u);
