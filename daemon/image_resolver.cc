@@ -18,7 +18,7 @@ using FetchManifest = absl::FunctionRef<absl::StatusOr<registry::FetchedManifest
 using FetchBlob = absl::FunctionRef<absl::StatusOr<std::string>(const oci::Descriptor&)>;
 
 struct FoundManifest {
-  base::Digest digest;
+  std::vector<ImageDocument> documents;  // indexes first, the manifest last
   oci::Manifest manifest;
 };
 
@@ -27,26 +27,35 @@ constexpr int kMaxIndexDepth = 4;
 
 absl::StatusOr<FoundManifest> FindManifest(registry::FetchedManifest document, const oci::Platform& platform,
                                            FetchManifest fetch) {
+  FoundManifest found;
   for (int depth = 0; depth < kMaxIndexDepth; ++depth) {
     ASSIGN_OR_RETURN(auto parsed, oci::ParseManifestOrIndex(document.raw, document.descriptor.digest,
                                                             document.content_type));
+    found.documents.push_back({std::move(document.descriptor), std::move(document.raw)});
+    oci::Descriptor& read = found.documents.back().descriptor;
+    read.size = found.documents.back().raw.size();
     if (auto* manifest = std::get_if<oci::Manifest>(&parsed)) {
-      return FoundManifest{document.descriptor.digest, std::move(*manifest)};
+      read.media_type = manifest->media_type;
+      found.manifest = std::move(*manifest);
+      return found;
     }
+    read.media_type = std::get<oci::Index>(parsed).media_type;
     ASSIGN_OR_RETURN(oci::Descriptor chosen, oci::SelectPlatform(std::get<oci::Index>(parsed), platform));
     ASSIGN_OR_RETURN(document, fetch(chosen));
   }
   return absl::InvalidArgumentError("index within index within index: not an image");
 }
 
-absl::Status CheckMediaTypes(const oci::Manifest& manifest) {
+// An artifact has no layer at all that is one; told before the config is fetched, which is not an image's
+// either.
+absl::Status CheckIsImage(const oci::Manifest& manifest) {
+  absl::Status first;
   for (const oci::Descriptor& layer : manifest.layers) {
-    if (oci::LayerCompression(layer.media_type).has_value()) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("layer ", layer.digest.ToString(), ": media type \"", base::Printable(layer.media_type),
-                     "\" is not a file system layer; only images can be mounted"));
+    absl::Status status = CheckLayerType(layer);
+    if (status.ok()) return status;
+    first.Update(status);
   }
-  return absl::OkStatus();
+  return first;
 }
 
 absl::StatusOr<ResolvedImage> Resolve(registry::FetchedManifest document, const oci::Platform& platform,
@@ -56,8 +65,7 @@ absl::StatusOr<ResolvedImage> Resolve(registry::FetchedManifest document, const 
     return absl::InvalidArgumentError(
         absl::StrCat("config of ", found.manifest.config.size, " bytes is too large"));
   }
-  // Told before the config is fetched: an artifact's config is not an image's.
-  RETURN_IF_ERROR(CheckMediaTypes(found.manifest));
+  RETURN_IF_ERROR(CheckIsImage(found.manifest));
   ASSIGN_OR_RETURN(std::string raw, fetch_blob(found.manifest.config));
   ASSIGN_OR_RETURN(oci::ImageConfig config, oci::ParseImageConfig(raw, found.manifest.config.digest));
   if (config.diff_ids.size() != found.manifest.layers.size()) {
@@ -66,7 +74,9 @@ absl::StatusOr<ResolvedImage> Resolve(registry::FetchedManifest document, const 
                                                    " layers: the image is damaged, build it again"));
   }
   ResolvedImage image;
-  image.manifest_digest = found.digest;
+  image.manifest_digest = found.documents.back().descriptor.digest;
+  image.documents = std::move(found.documents);
+  image.documents.push_back({found.manifest.config, std::move(raw)});
   image.layers = std::move(found.manifest.layers);
   image.diff_ids = std::move(config.diff_ids);
   return image;
@@ -111,6 +121,13 @@ absl::StatusOr<ResolvedImage> ResolveFromLayout(const oci::LayoutReference& refe
 }
 
 }  // namespace
+
+absl::Status CheckLayerType(const oci::Descriptor& layer) {
+  if (oci::LayerCompression(layer.media_type).has_value()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("layer ", layer.digest.ToString(), ": media type \"", base::Printable(layer.media_type),
+                   "\" is not a file system layer; only images can be mounted"));
+}
 
 absl::StatusOr<ResolvedImage> ResolveImage(registry::Client* client, const oci::ImageReference& reference,
                                            const oci::Platform& platform,

@@ -15,18 +15,29 @@
 
 namespace lazyblob::daemon {
 
+// A document as it was received: `raw` has the descriptor's digest.
+struct ImageDocument {
+  oci::Descriptor descriptor;
+  std::string raw;
+};
+
 struct ResolvedImage {
   std::string reference;  // canonical text of what was asked for
   base::Digest manifest_digest;
+  // What was read on the way: indexes (none for a plain manifest), the manifest, the config; in this order.
+  std::vector<ImageDocument> documents;
   std::vector<oci::Descriptor> layers;  // bottom first
   std::vector<base::Digest> diff_ids;   // same order and length
   std::vector<std::shared_ptr<contentstore::BlobSource>> sources;
 };
 
-// `client` outlives the call and the sources. InvalidArgument: not an image (artifact, unknown layer type,
-// config and manifest disagree).
+// `client` outlives the call and the sources. InvalidArgument: not an image (artifact, config and manifest
+// disagree). Single layers may be of a type that nobody can mount (CheckLayerType), but not all of them.
 absl::StatusOr<ResolvedImage> ResolveImage(registry::Client* client, const oci::ImageReference& reference,
                                            const oci::Platform& platform,
                                            const registry::CallContext& context);
+
+// InvalidArgument: not a file system layer.
+absl::Status CheckLayerType(const oci::Descriptor& layer);
 
 }  // namespace lazyblob::daemon
