@@ -1,7 +1,10 @@
 #include "layer/chain_meta.h"
 
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -60,6 +63,105 @@ absl::StatusOr<Sight> LookAt(const ErofsImage& image, absl::string_view director
   return sight;
 }
 
+bool TravelsAlong(absl::string_view xattr) {
+  return !absl::StartsWith(xattr, "trusted.") && !IsOpaqueMark(xattr);
+}
+
+// What a layer below says about a directory.
+struct Found {
+  ErofsImage::Stat stat;
+  Xattrs xattrs;
+};
+struct LowerSight {
+  std::optional<Found> found;
+  bool hides_below = false;
+};
+
+absl::StatusOr<LowerSight> LookAtLayer(const LowerLayer& lower, bool implied, absl::string_view directory) {
+  ASSIGN_OR_RETURN(const Sight sight, LookAt(*lower.image, directory));
+  LowerSight result;
+  result.hides_below = sight.hides_below;
+  if (!sight.nid.has_value() || implied) return result;
+  result.found.emplace();
+  ASSIGN_OR_RETURN(result.found->stat, lower.image->GetInode(*sight.nid));
+  ASSIGN_OR_RETURN(Xattrs xattrs, lower.image->Xattrs(*sight.nid));
+  for (auto& xattr : xattrs) {
+    if (TravelsAlong(xattr.first)) result.found->xattrs.push_back(std::move(xattr));
+  }
+  return result;
+}
+
+// The directory `name` in `parent`, for lookups; invalid: something that is no directory has the name, or
+// nothing (errno ENOENT). A file system mounted there, or a link, is none.
+base::UniqueFd OpenChild(int parent, const std::string& name) {
+  open_how how{};
+  how.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+  how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
+  return base::UniqueFd(static_cast<int>(syscall(SYS_openat2, parent, name.c_str(), &how, sizeof how)));
+}
+
+absl::StatusOr<bool> IsOpaqueDirectory(int fd, const std::string& path) {
+  char value = 0;
+  const ssize_t n = fgetxattr(fd, std::string(kTrustedOpaque).c_str(), &value, 1);
+  if (n >= 0) return n == 1 && value == 'y';
+  if (errno == ENODATA || errno == EOPNOTSUPP || errno == ERANGE) return false;
+  return base::ErrnoStatus(errno, absl::StrCat("xattrs of ", base::Printable(path)));
+}
+
+absl::StatusOr<Xattrs> DirectoryXattrs(int fd, const std::string& path) {
+  auto failed = [&] { return base::ErrnoStatus(errno, absl::StrCat("xattrs of ", base::Printable(path))); };
+  std::string names(65536, '\0');
+  const ssize_t size = flistxattr(fd, names.data(), names.size());
+  if (size < 0 && errno == EOPNOTSUPP) return Xattrs();
+  if (size < 0) return failed();
+  names.resize(static_cast<size_t>(size));
+  Xattrs xattrs;
+  for (absl::string_view name : absl::StrSplit(names, '\0', absl::SkipEmpty())) {
+    const bool kept = absl::StartsWith(name, "user.") || absl::StartsWith(name, "security.");
+    if (!kept || absl::StartsWith(name, "user.overlay.")) continue;
+    std::string value(65536, '\0');
+    const ssize_t length = fgetxattr(fd, std::string(name).c_str(), value.data(), value.size());
+    if (length < 0) return failed();
+    value.resize(static_cast<size_t>(length));
+    xattrs.emplace_back(std::string(name), std::move(value));
+  }
+  std::sort(xattrs.begin(), xattrs.end());
+  return xattrs;
+}
+
+absl::StatusOr<LowerSight> LookAtDirectory(const std::string& root, absl::string_view directory) {
+  LowerSight result;
+  ASSIGN_OR_RETURN(base::UniqueFd at, base::OpenFile(root, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+  if (!directory.empty()) {
+    for (absl::string_view name : absl::StrSplit(directory, '/')) {
+      if (!result.hides_below) {
+        ASSIGN_OR_RETURN(result.hides_below, IsOpaqueDirectory(at.get(), root));
+      }
+      base::UniqueFd child = OpenChild(at.get(), std::string(name));
+      if (!child.valid() && errno == ENOENT) return result;
+      if (!child.valid() && errno != ENOTDIR && errno != ELOOP && errno != EXDEV) {
+        return base::ErrnoStatus(errno,
+                                 absl::StrCat("directory \"", base::Printable(directory), "\" of ", root));
+      }
+      if (!child.valid()) {  // a whiteout, a file, a link
+        result.hides_below = true;
+        return result;
+      }
+      at = std::move(child);
+    }
+  }
+  struct stat st;
+  if (fstat(at.get(), &st) != 0) return base::ErrnoStatus(errno, root);
+  result.found.emplace();
+  result.found->stat.mode = st.st_mode;
+  result.found->stat.uid = st.st_uid;
+  result.found->stat.gid = st.st_gid;
+  result.found->stat.mtime_seconds = st.st_mtim.tv_sec;
+  result.found->stat.mtime_nanoseconds = static_cast<uint32_t>(st.st_mtim.tv_nsec);
+  ASSIGN_OR_RETURN(result.found->xattrs, DirectoryXattrs(at.get(), root));
+  return result;
+}
+
 // What an implied directory has to look like.
 struct Look {
   uint64_t nid = 0;  // in the layer's own image
@@ -79,27 +181,28 @@ bool IsImplied(const LayerIndex& layer, absl::string_view directory) {
 // nullopt: it looks right as it is.
 absl::StatusOr<std::optional<Look>> FindLook(const ErofsImage& own, absl::string_view directory,
                                              absl::Span<const LowerLayer> lowers) {
-  ASSIGN_OR_RETURN(Sight sight, LookAt(own, directory));
+  ASSIGN_OR_RETURN(const Sight sight, LookAt(own, directory));
   if (!sight.nid.has_value()) {
     return absl::DataLossError(
         absl::StrCat("index and image disagree: \"", base::Printable(directory), "\" is missing"));
   }
   const uint64_t own_nid = *sight.nid;
+  bool hidden = sight.hides_below;
   for (const LowerLayer& lower : lowers) {
-    if (sight.hides_below) return std::nullopt;
-    ASSIGN_OR_RETURN(sight, LookAt(*lower.image, directory));
-    if (!sight.nid.has_value() || IsImplied(*lower.index, directory)) continue;
+    if (hidden) return std::nullopt;
+    LowerSight below;
+    if (!lower.directory.empty()) {
+      ASSIGN_OR_RETURN(below, LookAtDirectory(lower.directory, directory));
+    } else {
+      ASSIGN_OR_RETURN(below, LookAtLayer(lower, IsImplied(*lower.index, directory), directory));
+    }
+    hidden = below.hides_below;
+    if (!below.found.has_value()) continue;
     Look look;
     look.nid = own_nid;
     look.directory = std::string(directory);
-    ASSIGN_OR_RETURN(look.stat, lower.image->GetInode(*sight.nid));
-    ASSIGN_OR_RETURN(look.xattrs, lower.image->Xattrs(*sight.nid));
-    look.xattrs.erase(std::remove_if(look.xattrs.begin(), look.xattrs.end(),
-                                     [](const auto& xattr) {
-                                       return absl::StartsWith(xattr.first, "trusted.") ||
-                                              IsOpaqueMark(xattr.first);
-                                     }),
-                      look.xattrs.end());
+    look.stat = below.found->stat;
+    look.xattrs = std::move(below.found->xattrs);
     ASSIGN_OR_RETURN(const ErofsImage::Stat now, own.GetInode(own_nid));
     if (look.xattrs.empty() && look.stat.mode == now.mode && look.stat.uid == now.uid &&
         look.stat.gid == now.gid && look.stat.mtime_seconds == now.mtime_seconds &&

@@ -15,10 +15,13 @@
 
 namespace lazyblob::layer {
 
-// A layer below. `image` is the one of the layer itself or of its own chain; both give the same result.
+// A layer below: an indexed one, whose `image` is its own or one of its chain (both give the same result), or
+// a `directory` on the local disk as overlayfs takes it, with whiteouts and trusted.overlay.opaque. Of that
+// one only directories are opened, below it and on its file system, never by way of a symbolic link.
 struct LowerLayer {
   std::shared_ptr<const LayerIndex> index;
   std::shared_ptr<const ErofsImage> image;
+  std::string directory = {};  // not empty: instead of index and image
 };
 
 // Writes to `path` (created or replaced; synced) the metadata image of `layer` in which every implied

@@ -1,6 +1,9 @@
 #include "layer/chain_meta.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -44,6 +47,7 @@ class ChainMetaTest : public ::testing::Test {
       EXPECT_TRUE(image.ok());
       lowers.push_back({runs_[i].index, *image});
     }
+    if (!local_.empty()) lowers.insert(lowers.begin(), {nullptr, nullptr, local_});
     const std::string file = temp_.File("chain.erofs");
     auto written = WriteChainImage(*runs_[0].index, lowers, file, opaque);
     if (!written.ok()) return written.status().ToString();
@@ -58,7 +62,16 @@ class ChainMetaTest : public ::testing::Test {
   }
 
   std::vector<IndexRun> runs_;
+  // From now on a directory on the disk is the topmost of the layers below.
+  std::string Local(const std::string& path) {
+    if (local_.empty()) local_ = temp_.File("local");
+    const std::string full = path.empty() ? local_ : absl::StrCat(local_, "/", path);
+    EXPECT_TRUE(base::MakeDirectories(full).ok());
+    return full;
+  }
+
   support::TempDir temp_;
+  std::string local_;
   TreeText text_;
 };
 
@@ -134,6 +147,47 @@ TEST_F(ChainMetaTest, WhatHidesTheLowerDirectoryEndsTheSearch) {
   EXPECT_THAT(text_["a/b"], HasSubstr("mode=41ed"));
   Layers({{Directory("."), File("a/b/c", "1"), support::Whiteout("a")}, bottom});
   EXPECT_EQ(Look("a"), "same");
+}
+
+TEST_F(ChainMetaTest, ADirectoryOnTheDiskIsALayerToo) {
+  Layers({{Directory("."), File("tmp/a", "1"), File("var/x", "2")},
+          {Dir(".", 0755), Dir("tmp", 0700, 7), Dir("var", 0711, 8)}});
+  const std::string tmp = Local("tmp");
+  ASSERT_EQ(chmod(tmp.c_str(), 01777), 0);
+  ASSERT_EQ(setxattr(tmp.c_str(), "user.a", "1", 1, 0), 0);
+  const timespec times[2] = {{5, 6}, {5, 6}};
+  ASSERT_EQ(utimensat(AT_FDCWD, tmp.c_str(), times, 0), 0);
+  EXPECT_THAT(Look("tmp"), HasSubstr("mode=43ff"));
+  EXPECT_THAT(text_["tmp"], HasSubstr("mtime=5.6"));
+  EXPECT_THAT(text_["tmp"], HasSubstr("user.a=1"));
+  EXPECT_THAT(text_["var"], HasSubstr("mode=41c9"));  // the disk does not know it: the next layer does
+}
+
+TEST_F(ChainMetaTest, WhatHidesOnTheDiskEndsTheSearch) {
+  Layers({{Directory("."), File("a/b/c", "1")}, {Directory("."), Dir("a", 0700), Dir("a/b", 0711)}});
+  const std::string root = Local("");
+  const std::string a = root + "/a";
+  if (mknod(a.c_str(), S_IFCHR, 0) != 0) GTEST_SKIP() << "needs root";
+  EXPECT_EQ(Look("a"), "same");  // a whiteout
+  ASSERT_EQ(unlink(a.c_str()), 0);
+  ASSERT_EQ(symlink("/etc", a.c_str()), 0);
+  EXPECT_EQ(Look("a"), "same");  // never followed
+  ASSERT_EQ(unlink(a.c_str()), 0);
+  ASSERT_EQ(mkfifo(a.c_str(), 0600), 0);
+  EXPECT_EQ(Look("a"), "same");  // not waited for
+  ASSERT_EQ(unlink(a.c_str()), 0);
+  Local("a");
+  ASSERT_EQ(chmod(a.c_str(), 0750), 0);
+  ASSERT_EQ(setxattr(a.c_str(), "trusted.overlay.opaque", "y", 1, 0), 0);
+  EXPECT_THAT(Look("a"), HasSubstr("mode=41e8"));
+  EXPECT_THAT(text_["a"], ::testing::Not(HasSubstr("trusted.overlay")));
+  EXPECT_THAT(text_["a/b"], HasSubstr("mode=41ed"));  // hidden: the default
+}
+
+TEST_F(ChainMetaTest, ADirectoryThatIsGoneIsAnError) {
+  Layers({{Directory("."), File("a/b", "1")}});
+  local_ = temp_.File("nowhere");
+  EXPECT_THAT(Look("a"), HasSubstr("NOT_FOUND"));
 }
 
 TEST_F(ChainMetaTest, AnotherOpaqueMarkMakesAnotherImage) {
