@@ -85,6 +85,7 @@ class Store final : public ContentStore {
   std::vector<std::shared_ptr<LazyLayer>> Layers() override;
   absl::Status EnsureIndexed(LazyLayer& layer, bool keep_data, const FetchContext& context,
                              const Progress& progress) override;
+  absl::Status EnsureIndexedFromToc(LazyLayer& layer, const FetchContext& context) override;
   absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) override;
   absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
                           const FetchContext& context) override;
@@ -93,6 +94,7 @@ class Store final : public ContentStore {
  private:
   // The whole-layer work going on for a layer. Entries stay until the layer is removed.
   struct LayerTasks {
+    std::shared_ptr<SharedTask> toc;
     std::shared_ptr<SharedTask> index;
     std::shared_ptr<SharedTask> unlazy;
     absl::Mutex build;  // held by the thread that writes below `build`; taken before all others
@@ -110,9 +112,9 @@ class Store final : public ContentStore {
   std::vector<std::shared_ptr<Layer>> AllLayers() ABSL_LOCKS_EXCLUDED(mutex_);
 
   using Work = std::function<absl::Status(const std::shared_ptr<Layer>&, SharedTask&)>;
-  absl::Status RunShared(const std::shared_ptr<Layer>& layer, std::shared_ptr<SharedTask> LayerTasks::* slot,
-                         const FetchContext& context, const Progress& progress, const Work& work)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status RunShared(const std::shared_ptr<Layer>& layer, base::ThreadPool& threads,
+                         std::shared_ptr<SharedTask> LayerTasks::* slot, const FetchContext& context,
+                         const Progress& progress, const Work& work) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const ContentStoreOptions options_;
   const std::string layers_directory_;
@@ -120,6 +122,7 @@ class Store final : public ContentStore {
   const std::shared_ptr<FetchEngine> engine_;  // shared with layers that outlive the store
   base::UniqueFd lock_;
   std::unique_ptr<base::ThreadPool> layer_threads_;
+  std::unique_ptr<base::ThreadPool> toc_threads_;  // a few ranges must not wait behind whole layers
   std::thread sync_thread_;
 
   absl::Mutex record_mutex_
@@ -145,6 +148,7 @@ absl::Status Store::Start() {
   RETURN_IF_ERROR(Restore());
   engine_->Start();
   layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kLayerThreads);
+  toc_threads_ = std::make_unique<base::ThreadPool>("lb-toc", kLayerThreads);
   sync_thread_ = std::thread([this] { SyncLoop(); });
   return absl::OkStatus();
 }
@@ -155,13 +159,14 @@ Store::~Store() {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
     for (const auto& [id, of_layer] : tasks_) {
-      for (const auto& task : {of_layer->index, of_layer->unlazy}) {
+      for (const auto& task : {of_layer->toc, of_layer->index, of_layer->unlazy}) {
         if (task != nullptr) tasks.push_back(task);
       }
     }
   }
   for (const auto& task : tasks) task->cancel()->Cancel();
   engine_->Stop();
+  toc_threads_.reset();
   layer_threads_.reset();
   if (sync_thread_.joinable()) sync_thread_.join();
   SyncAll();
@@ -289,7 +294,7 @@ std::vector<std::shared_ptr<LazyLayer>> Store::Layers() {
   return {layers.begin(), layers.end()};
 }
 
-absl::Status Store::RunShared(const std::shared_ptr<Layer>& layer,
+absl::Status Store::RunShared(const std::shared_ptr<Layer>& layer, base::ThreadPool& threads,
                               std::shared_ptr<SharedTask> LayerTasks::* slot, const FetchContext& context,
                               const Progress& progress, const Work& work) {
   std::shared_ptr<SharedTask> task;
@@ -304,7 +309,7 @@ absl::Status Store::RunShared(const std::shared_ptr<Layer>& layer,
       task = std::make_shared<SharedTask>(options_.clock);
       (*tasks).*slot = task;
       task->Join(context, &ticket);
-      layer_threads_->Schedule([layer = layer, tasks, task, work]() mutable {
+      threads.Schedule([layer = layer, tasks, task, work]() mutable {
         absl::Status status = absl::CancelledError("nobody waits for the layer any more");
         {
           // One that was given up may still be on its way out.
@@ -324,7 +329,7 @@ absl::Status Store::EnsureIndexed(LazyLayer& lazy, bool keep_data, const FetchCo
   const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
   if (layer->state() == LayerState::kQuarantined) return layer->QuarantineError();
   if (layer->body() != nullptr) return absl::OkStatus();
-  return RunShared(layer, &LayerTasks::index, context, progress,
+  return RunShared(layer, *layer_threads_, &LayerTasks::index, context, progress,
                    [this, keep_data](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
                      if (one->body() != nullptr) return absl::OkStatus();
                      const absl::Status status =
@@ -335,12 +340,33 @@ absl::Status Store::EnsureIndexed(LazyLayer& lazy, bool keep_data, const FetchCo
                    });
 }
 
+absl::Status Store::EnsureIndexedFromToc(LazyLayer& lazy, const FetchContext& context) {
+  const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
+  if (layer->state() == LayerState::kQuarantined) return layer->QuarantineError();
+  if (layer->body() != nullptr) return absl::OkStatus();
+  return RunShared(layer, *toc_threads_, &LayerTasks::toc, context, {},
+                   [this](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
+                     if (one->body() != nullptr) return absl::OkStatus();
+                     const auto indexed = LayerBuilder(builder_options_, *one, task).IndexFromToc();
+                     if (indexed.ok() && !*indexed) {
+                       return absl::FailedPreconditionError(absl::StrCat(
+                           "layer ", one->descriptor().digest.ToString(),
+                           " has no table of contents that can be used: ", one->not_lazy_reason()));
+                     }
+                     if (!indexed.ok() && !absl::IsCancelled(indexed.status())) {
+                       one->NoteError(indexed.status());
+                     }
+                     const absl::Status written = WriteRecord(*one);
+                     return indexed.ok() ? written : indexed.status();
+                   });
+}
+
 absl::Status Store::Unlazy(LazyLayer& lazy, const FetchContext& context, const Progress& progress) {
   const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
   RETURN_IF_ERROR(EnsureIndexed(lazy, true, context, progress));
   if (layer->state() == LayerState::kComplete) return absl::OkStatus();
   return RunShared(
-      layer, &LayerTasks::unlazy, context, progress,
+      layer, *layer_threads_, &LayerTasks::unlazy, context, progress,
       [this](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
         if (one->state() == LayerState::kComplete) return absl::OkStatus();
         if (one->body()->random_access) {

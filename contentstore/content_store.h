@@ -178,6 +178,9 @@ class ContentStore {
   // why). Single flight per layer; blocks; no-op when indexed.
   virtual absl::Status EnsureIndexed(LazyLayer& layer, bool keep_data, const FetchContext& context,
                                      const Progress& progress) = 0;
+  // The same without ever streaming a layer: FailedPrecondition, and not_lazy_reason, where that would take
+  // it.
+  virtual absl::Status EnsureIndexedFromToc(LazyLayer& layer, const FetchContext& context) = 0;
   // Makes all bytes of the data area local, verified and synced: kComplete on success. Single flight; blocks.
   virtual absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) = 0;
   // Original blob bytes, streamed from a source, failing over between them; digest-verified when the range is

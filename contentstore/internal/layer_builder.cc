@@ -48,23 +48,27 @@ absl::Status LayerBuilder::StartDirectory() {
   return base::MakeDirectories(directory_);
 }
 
-absl::Status LayerBuilder::BuildIndex(bool keep_data) {
+absl::StatusOr<bool> LayerBuilder::IndexFromToc() {
   layer_.SetNotLazyReason("no-index");
   absl::StatusOr<layer::Format> format = layer::FormatOf(layer_.descriptor());
   if (absl::IsFailedPrecondition(format.status())) {
     layer_.SetNotLazyReason("toc-conflict");
     options_.log(absl::StrCat("layer ", layer_.descriptor().digest.ToString(),
                               " is read as a plain one: ", base::Printable(format.status().message())));
-  } else {
-    RETURN_IF_ERROR(format.status());
-    if (*format == layer::Format::kEstargz || *format == layer::Format::kZstdChunked) {
-      ASSIGN_OR_RETURN(const bool indexed, TryTableOfContents(*format));
-      if (indexed) {
-        layer_.SetNotLazyReason("");
-        return Install(false);
-      }
-    }
+    return false;
   }
+  RETURN_IF_ERROR(format.status());
+  if (*format != layer::Format::kEstargz && *format != layer::Format::kZstdChunked) return false;
+  ASSIGN_OR_RETURN(const bool indexed, TryTableOfContents(*format));
+  if (!indexed) return false;
+  layer_.SetNotLazyReason("");
+  RETURN_IF_ERROR(Install(false));
+  return true;
+}
+
+absl::Status LayerBuilder::BuildIndex(bool keep_data) {
+  ASSIGN_OR_RETURN(const bool indexed, IndexFromToc());
+  if (indexed) return absl::OkStatus();
   RETURN_IF_ERROR(StreamPlain(keep_data));
   // One whose data came along was not lazy this time; the others are, with an index of our own.
   if (layer_.state() != LayerState::kComplete) layer_.SetNotLazyReason("");

@@ -32,6 +32,8 @@ class LayerBuilder {
   // Indexes a layer that has no index and installs what was made. The layer's not-lazy reason is set; a layer
   // whose bytes are wrong, whoever gives them, is quarantined. The caller writes the record.
   absl::Status BuildIndex(bool keep_data);
+  // The part of it that streams nothing. False: there is no usable table of contents, the layer is plain.
+  absl::StatusOr<bool> IndexFromToc();
   // Streams an indexed layer again, with data: for layers without random access.
   absl::Status BuildData();
 

@@ -109,6 +109,21 @@ TEST_F(EstargzTest, IsIndexedByOneRequestAndReadAtRandom) {
   EXPECT_TRUE(Same(Read(*layer, 0, made_.data.size()).value(), made_.data));
 }
 
+TEST_F(EstargzTest, FromItsTableAloneOrNotAtAll) {
+  Open();
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  ASSERT_TRUE(store_->EnsureIndexedFromToc(*layer, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kLazy);
+  std::shared_ptr<LazyLayer> plain = Add(MakeTarLayer(4));
+  ForgetRequests();
+  EXPECT_TRUE(absl::IsFailedPrecondition(store_->EnsureIndexedFromToc(*plain, {})));
+  EXPECT_EQ(plain->state(), LayerState::kNeedsIndex);
+  EXPECT_EQ(plain->not_lazy_reason(), "no-index");
+  EXPECT_EQ(RequestCount(), 0);
+  ASSERT_TRUE(store_->EnsureIndexed(*plain, false, {}, {}).ok());
+  EXPECT_TRUE(store_->EnsureIndexedFromToc(*plain, {}).ok());  // our own index is as good
+}
+
 TEST_F(EstargzTest, UnlazyMakesItComplete) {
   Open();
   std::shared_ptr<LazyLayer> layer = Add(made_.layer);

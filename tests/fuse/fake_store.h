@@ -113,6 +113,9 @@ class FakeStore final : public contentstore::ContentStore {
                              const contentstore::Progress&) override {
     return absl::UnimplementedError("fake");
   }
+  absl::Status EnsureIndexedFromToc(contentstore::LazyLayer&, const contentstore::FetchContext&) override {
+    return absl::UnimplementedError("fake");
+  }
   absl::Status Unlazy(contentstore::LazyLayer&, const contentstore::FetchContext&,
                       const contentstore::Progress&) override {
     return absl::UnimplementedError("fake");
