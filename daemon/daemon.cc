@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <memory>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -15,6 +16,7 @@
 #include "contentstore/content_store.h"
 #include "daemon/activity.h"
 #include "daemon/control_service.h"
+#include "daemon/image_layers.h"
 #include "daemon/living_requesters.h"
 #include "daemon/mount_manager.h"
 #include "daemon/page_sweeper.h"
@@ -85,19 +87,27 @@ class Daemon {
     RETURN_IF_ERROR(server_->Start());
     keeper_->OnPredecessorReaped([this] { server_->Resend().IgnoreError(); });
 
+    ImageLayers::Parts shared;
+    shared.root = options_.root;
+    shared.client = client_.get();
+    shared.store = store_.get();
+    shared.mounter = keeper_.get();
+    shared.reads = {[this](const base::Digest& layer) { server_->FailLayer(layer); },
+                    [this](const base::Digest& layer) { server_->AllowLayer(layer); }};
+    shared.plain_http = &plain_http_;
+    layers_ = std::make_unique<ImageLayers>(shared);
     MountManager::Parts parts;
-    parts.root = options_.root;
-    parts.client = client_.get();
-    parts.store = store_.get();
+    parts.layers = layers_.get();
     parts.mounter = keeper_.get();
-    parts.reads = {[this](const base::Digest& layer) { server_->FailLayer(layer); },
-                   [this](const base::Digest& layer) { server_->AllowLayer(layer); }};
     parts.requesters = &requesters_;
-    parts.plain_http = &plain_http_;
     mounts_ = std::make_unique<MountManager>(parts);
-    ASSIGN_OR_RETURN(std::vector<std::string> mounted, keeper_->Mounted());
-    RETURN_IF_ERROR(mounts_->Restore({mounted.begin(), mounted.end()}));
-    sweeper_ = std::make_unique<PageSweeper>(kSweepInterval, [this] { return mounts_->DirectFiles(); });
+    ASSIGN_OR_RETURN(std::vector<std::string> found, keeper_->Mounted());
+    const std::set<std::string> mounted(found.begin(), found.end());
+    layers_->mounts().Inherit(mounted);
+    RETURN_IF_ERROR(mounts_->Restore(mounted));
+    layers_->mounts().UnmountInherited();
+    sweeper_ =
+        std::make_unique<PageSweeper>(kSweepInterval, [this] { return layers_->mounts().DirectFiles(); });
     ASSIGN_OR_RETURN(control_, ControlServer::Start(options_.root, "control.sock", mounts_.get(),
                                                     store_.get(), &activity_));
     return absl::OkStatus();
@@ -113,6 +123,7 @@ class Daemon {
     if (keeper_ != nullptr) keeper_->Shutdown().IgnoreError();  // unmounting needs the server
     if (server_ != nullptr) server_->Stop();
     mounts_.reset();
+    layers_.reset();
     keeper_.reset();  // its callback uses the server
   }
 
@@ -127,6 +138,7 @@ class Daemon {
   std::unique_ptr<registry::Client> client_;
   std::unique_ptr<contentstore::ContentStore> store_;
   std::unique_ptr<fuse::FuseServer> server_;
+  std::unique_ptr<ImageLayers> layers_;
   std::unique_ptr<MountManager> mounts_;
   std::unique_ptr<PageSweeper> sweeper_;
   std::unique_ptr<ControlServer> control_;

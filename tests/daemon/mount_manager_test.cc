@@ -46,15 +46,22 @@ class MountManagerTest : public ::testing::Test {
     ASSERT_TRUE(manager_->Restore({}).ok());
   }
 
-  std::unique_ptr<MountManager> Manager() {
+  // One that has just been started, while `mounted` is what the keeper holds.
+  std::unique_ptr<MountManager> Manager(const std::set<std::string>& mounted = {}) {
+    ImageLayers::Parts shared;
+    shared.root = directory_.path();
+    shared.client = client_.get();
+    shared.store = store_.get();
+    shared.mounter = &mounter_;
+    shared.reads = {[](const base::Digest&) {}, [](const base::Digest&) {}};
+    shared.plain_http = &plain_http_;
+    manager_.reset();
+    layers_ = std::make_unique<ImageLayers>(shared);
+    layers_->mounts().Inherit(mounted);
     MountManager::Parts parts;
-    parts.root = directory_.path();
-    parts.client = client_.get();
-    parts.store = store_.get();
+    parts.layers = layers_.get();
     parts.mounter = &mounter_;
-    parts.reads = {[](const base::Digest&) {}, [](const base::Digest&) {}};
     parts.requesters = &requesters_;
-    parts.plain_http = &plain_http_;
     return std::make_unique<MountManager>(parts);
   }
 
@@ -81,6 +88,7 @@ class MountManagerTest : public ::testing::Test {
   PlainHttpHosts plain_http_;
   std::unique_ptr<registry::Client> client_;
   std::unique_ptr<contentstore::ContentStore> store_;
+  std::unique_ptr<ImageLayers> layers_;
   std::unique_ptr<MountManager> manager_;
 };
 
@@ -101,14 +109,14 @@ TEST_F(MountManagerTest, AStreamedLayerIsMountedOnItsCacheFile) {
   ASSERT_TRUE(image.ok()) << image.status();
   ASSERT_EQ(mounter_.layers.size(), 1u);
   EXPECT_THAT(mounter_.layers[0].data_path, HasSubstr("/data"));
-  EXPECT_THAT(manager_->DirectFiles(), ElementsAre(mounter_.layers[0].data_path));
+  EXPECT_THAT(layers_->mounts().DirectFiles(), ElementsAre(mounter_.layers[0].data_path));
 }
 
 TEST_F(MountManagerTest, WithoutSafeDirectMountsEverythingGoesThroughFuse) {
   mounter_.probe.direct = false;
   ASSERT_TRUE(Mount({GzipLayer({Directory("."), File("a", "1")})}).ok());
   EXPECT_EQ(mounter_.layers[0].data_path, "");
-  EXPECT_THAT(manager_->DirectFiles(), IsEmpty());
+  EXPECT_THAT(layers_->mounts().DirectFiles(), IsEmpty());
 }
 
 TEST_F(MountManagerTest, AnIndexedLayerIsLazy) {
@@ -221,10 +229,13 @@ TEST_F(MountManagerTest, ABusyMountStays) {
 }
 
 TEST_F(MountManagerTest, ASuccessorAdoptsWhatTheKeeperHolds) {
-  ASSERT_TRUE(Mount({GzipLayer({Directory("."), File("a", "1")})}).ok());
+  auto image = Mount({GzipLayer({Directory("."), File("a", "1")})});
+  ASSERT_TRUE(image.ok());
   const size_t mounts = mounter_.layers.size();
-  manager_ = Manager();
-  ASSERT_TRUE(manager_->Restore({directory_.File("mnt")}).ok());
+  const std::set<std::string> held = {directory_.File("mnt"), image->layers[0].target};
+  manager_ = Manager(held);
+  ASSERT_TRUE(manager_->Restore(held).ok());
+  EXPECT_THAT(layers_->mounts().DirectFiles(), ElementsAre(mounter_.layers[0].data_path));
   ASSERT_EQ(manager_->List().size(), 1u);
   EXPECT_EQ(mounter_.layers.size(), mounts);
   ASSERT_TRUE(manager_->Unmount(directory_.File("mnt")).ok());

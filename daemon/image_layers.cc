@@ -1,0 +1,204 @@
+#include "daemon/image_layers.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "daemon/parallel.h"
+#include "layer/chain_image_name.h"
+#include "layer/chain_meta.h"
+#include "layer/erofs.h"
+
+namespace lazyblob::daemon {
+namespace {
+
+constexpr size_t kParallelLayers = 8;
+
+bool Exists(const std::string& path) {
+  struct stat unused;
+  return lstat(path.c_str(), &unused) == 0;
+}
+
+// What tells one directory of a snapshot from all others there ever were under its name.
+absl::StatusOr<std::string> DirectoryIdentity(const std::string& path) {
+  struct statx st;
+  if (statx(AT_FDCWD, path.c_str(), AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &st) != 0) {
+    return base::ErrnoStatus(errno, path);
+  }
+  return absl::StrCat("dir:", path, ":", st.stx_ino, ":", st.stx_btime.tv_sec, ".", st.stx_btime.tv_nsec);
+}
+
+}  // namespace
+
+std::shared_ptr<const registry::CredentialsProvider> CredentialsOf(const std::string& docker_config) {
+  return docker_config.empty() ? nullptr : registry::DockerConfigCredentials(docker_config);
+}
+
+absl::StatusOr<bool> HasOpaqueRoot(const std::string& meta_path) {
+  ASSIGN_OR_RETURN(auto image, layer::ErofsImage::Open(meta_path));
+  ASSIGN_OR_RETURN(auto xattrs, image->Xattrs(image->root()));
+  return std::any_of(xattrs.begin(), xattrs.end(),
+                     [](const auto& xattr) { return xattr.first == "trusted.overlay.opaque"; });
+}
+
+ImageLayers::ImageLayers(Parts parts)
+    : parts_(std::move(parts)), mounts_(parts_.root + "/m", parts_.mounter, parts_.reads) {}
+
+absl::StatusOr<fuse::ProbeResult> ImageLayers::Probe() {
+  absl::MutexLock lock(&probe_mutex_);
+  if (!probe_.has_value()) {
+    ASSIGN_OR_RETURN(probe_, parts_.mounter->Probe(parts_.root));
+  }
+  return *probe_;
+}
+
+absl::StatusOr<ResolvedImage> ImageLayers::Resolve(const ImageRequest& request,
+                                                   const registry::CallContext& context) {
+  ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(request.reference));
+  oci::Platform platform = oci::HostPlatform();
+  if (!request.platform.empty()) {
+    ASSIGN_OR_RETURN(platform, oci::ParsePlatform(request.platform));
+  }
+  if (const auto* remote = std::get_if<oci::Reference>(&reference); remote != nullptr && request.plain_http) {
+    RETURN_IF_ERROR(parts_.plain_http->Add(remote->host));
+  }
+  return ResolveImage(parts_.client, reference, platform, context);
+}
+
+absl::StatusOr<LazyLayerPtr> ImageLayers::Add(const ResolvedImage& image, size_t i) {
+  contentstore::DescriptorHandler handler;
+  handler.descriptor = image.layers[i];
+  handler.diff_id = image.diff_ids[i];
+  handler.sources = image.sources;
+  return parts_.store->AddHandler(handler);
+}
+
+absl::Status ImageLayers::MakeReadable(contentstore::LazyLayer& layer,
+                                       const contentstore::FetchContext& context,
+                                       const contentstore::Progress& progress) {
+  if (layer.index()->info().random_access || layer.state() == contentstore::LayerState::kComplete) {
+    return absl::OkStatus();
+  }
+  return parts_.store->Unlazy(layer, context, progress);
+}
+
+absl::StatusOr<std::vector<LazyLayerPtr>> ImageLayers::Prepare(const ResolvedImage& image, bool keep_data,
+                                                               const contentstore::FetchContext& context,
+                                                               const LayerProgress& progress) {
+  for (const oci::Descriptor& layer : image.layers) {
+    RETURN_IF_ERROR(base::Annotate(CheckLayerType(layer), image.reference));
+  }
+  std::vector<LazyLayerPtr> layers(image.layers.size());
+  auto prepare = [&](size_t i) -> absl::Status {
+    ASSIGN_OR_RETURN(layers[i], Add(image, i));
+    auto report = [&, i](uint64_t received) { progress(image.layers[i], received); };
+    absl::Status status = parts_.store->EnsureIndexed(*layers[i], keep_data, context, report);
+    if (status.ok() && keep_data) status = MakeReadable(*layers[i], context, report);
+    return base::Annotate(status, absl::StrCat("layer ", image.layers[i].digest.ToString()));
+  };
+  RETURN_IF_ERROR(base::Annotate(RunParallel(layers.size(), kParallelLayers, prepare), image.reference));
+  return layers;
+}
+
+absl::StatusOr<std::string> ImageLayers::MetadataPath(contentstore::LazyLayer& layer,
+                                                      absl::Span<const Lower> lowers) {
+  const std::string& directory = layer.directory();
+  std::string own = directory + "/meta.erofs";
+  std::shared_ptr<const layer::LayerIndex> index = layer.index();
+  if (index->info().implied_directories.empty()) return own;
+  std::vector<layer::LowerLayer> below;  // topmost first
+  base::Hasher hasher;
+  for (const Lower& lower : lowers) {
+    if (const auto* path = std::get_if<std::string>(&lower)) {
+      ASSIGN_OR_RETURN(std::string identity, DirectoryIdentity(*path));
+      hasher.Update(identity);
+      below.push_back({nullptr, nullptr, *path});
+      continue;
+    }
+    const LazyLayerPtr& lazy = std::get<LazyLayerPtr>(lower);
+    hasher.Update(lazy->descriptor().digest.ToString());
+    ASSIGN_OR_RETURN(auto image, layer::ErofsImage::Open(lazy->directory() + "/meta.erofs"));
+    below.push_back({lazy->index(), std::move(image), ""});
+  }
+  const std::string chain = hasher.Finish().hex().substr(0, 16);
+  absl::MutexLock lock(&chain_mutex_);
+  ASSIGN_OR_RETURN(std::vector<std::string> names, base::ListDirectory(directory));
+  int number = 1;
+  for (const std::string& name : names) {
+    std::optional<layer::ChainImageName> parsed = layer::ParseChainImageName(name);
+    if (!parsed.has_value()) continue;
+    if (parsed->chain == chain) return absl::StrCat(directory, "/", name);
+    number = std::max(number, parsed->number + 1);
+  }
+  if (number > layer::kMaxChainImages) {
+    return absl::ResourceExhaustedError(absl::StrCat("layer ", index->info().blob_digest.ToString(),
+                                                     ": used in more than ", layer::kMaxChainImages,
+                                                     " chains"));
+  }
+  std::string path = absl::StrCat(directory, "/", layer::ChainImageFile({number, chain}));
+  // Under another name first: half an image must not be found later.
+  const std::string unfinished = directory + "/chain.new";
+  unlink(unfinished.c_str());
+  ASSIGN_OR_RETURN(bool changed, layer::WriteChainImage(*index, below, unfinished));
+  if (!changed) return own;
+  if (rename(unfinished.c_str(), path.c_str()) != 0) {
+    return base::ErrnoStatus(errno, absl::StrCat("rename ", unfinished));
+  }
+  RETURN_IF_ERROR(base::SyncDirectory(directory));
+  return path;
+}
+
+absl::StatusOr<WantedLayer> ImageLayers::Wanted(const LazyLayerPtr& layer, const std::string& meta_path,
+                                                fuse::Mode mode) {
+  ASSIGN_OR_RETURN(fuse::ProbeResult probe, Probe());
+  WantedLayer wanted;
+  wanted.digest = layer->descriptor().digest;
+  wanted.id = layer->id();
+  wanted.meta_path = meta_path;
+  wanted.mode = mode;
+  wanted.pin = layer;
+  if (probe.direct && mode != fuse::Mode::kFuse && layer->state() == contentstore::LayerState::kComplete) {
+    wanted.data_path = layer->directory() + "/data";
+  }
+  return wanted;
+}
+
+absl::StatusOr<MountedLayer> ImageLayers::Mount(const LazyLayerPtr& layer, absl::Span<const Lower> lowers,
+                                                fuse::Mode mode) {
+  MountedLayer mounted;
+  mounted.digest = layer->descriptor().digest;
+  ASSIGN_OR_RETURN(mounted.meta_path, MetadataPath(*layer, lowers));
+  ASSIGN_OR_RETURN(WantedLayer wanted, Wanted(layer, mounted.meta_path, mode));
+  mounted.direct = !wanted.data_path.empty();
+  ASSIGN_OR_RETURN(mounted.target, mounts_.Acquire(wanted));
+  return mounted;
+}
+
+absl::StatusOr<MountedLayer> ImageLayers::Restore(const MountedLayer& recorded, fuse::Mode* mode) {
+  LazyLayerPtr layer = parts_.store->Find(recorded.digest);
+  if (layer == nullptr || layer->index() == nullptr || !Exists(recorded.meta_path)) {
+    return absl::NotFoundError(absl::StrCat("layer ", recorded.digest.ToString(),
+                                            ": its index is gone; remove the image and pull it again"));
+  }
+  ASSIGN_OR_RETURN(WantedLayer wanted, Wanted(layer, recorded.meta_path, *mode));
+  WantedLayer as_recorded = wanted;
+  as_recorded.data_path = recorded.direct ? layer->directory() + "/data" : "";
+  if (mounts_.Adopt(recorded.target, as_recorded)) return recorded;
+  // Nothing holds it any more: another kernel may have been started since.
+  ASSIGN_OR_RETURN(fuse::ProbeResult probe, Probe());
+  *mode = probe.mode;
+  ASSIGN_OR_RETURN(wanted, Wanted(layer, recorded.meta_path, *mode));
+  MountedLayer mounted = recorded;
+  mounted.direct = !wanted.data_path.empty();
+  ASSIGN_OR_RETURN(mounted.target, mounts_.Acquire(wanted));
+  return mounted;
+}
+
+}  // namespace lazyblob::daemon
