@@ -28,8 +28,11 @@ size_t Utf8Length(absl::string_view text, size_t i) {
   if (lead == 0xed && byte(i + 1) > 0x9f) return 0;
   if (lead == 0xf0 && byte(i + 1) < 0x90) return 0;
   if (lead == 0xf4 && byte(i + 1) > 0x8f) return 0;
-  if (lead == 0xc2 && byte(i + 1) < 0xa0) return 0;  // C1 controls
   return length;
+}
+
+bool IsC1Control(absl::string_view text, size_t i) {
+  return text[i] == '\xc2' && static_cast<unsigned char>(text[i + 1]) < 0xa0;
 }
 
 }  // namespace
@@ -58,6 +61,8 @@ int ErrnoOf(const absl::Status& status) {
   }
 }
 
+bool HasErrno(const absl::Status& status) { return status.GetPayload(kErrnoPayload).has_value(); }
+
 absl::Status Annotate(const absl::Status& status, absl::string_view context) {
   if (status.ok()) return status;
   absl::Status annotated(status.code(), absl::StrCat(context, ": ", status.message()));
@@ -73,7 +78,7 @@ std::string Printable(absl::string_view text) {
     auto c = static_cast<unsigned char>(text[i]);
     if (c >= 0x20 && c < 0x7f && c != '\\') {
       out.push_back(text[i++]);
-    } else if (size_t length = Utf8Length(text, i); length > 0) {
+    } else if (size_t length = Utf8Length(text, i); length > 0 && !IsC1Control(text, i)) {
       out.append(text.data() + i, length);
       i += length;
     } else {
@@ -82,6 +87,15 @@ std::string Printable(absl::string_view text) {
     }
   }
   return out;
+}
+
+bool IsUtf8(absl::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const size_t length = static_cast<unsigned char>(text[i]) < 0x80 ? 1 : Utf8Length(text, i);
+    if (length == 0) return false;
+    i += length;
+  }
+  return true;
 }
 
 }  // namespace lazyblob::base

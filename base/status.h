@@ -21,12 +21,18 @@ absl::Status ErrnoStatus(int error, absl::string_view what);
 // there is one, else EIO for everything that has no exact twin (never 0 for an error, 0 for OK).
 int ErrnoOf(const absl::Status& status);
 
+// Whether `status` comes from ErrnoStatus: its code then tells of a file, not of what was asked for.
+bool HasErrno(const absl::Status& status);
+
 // `status` with "<context>: " in front of its message; payloads are kept. OK stays OK.
 absl::Status Annotate(const absl::Status& status, absl::string_view context);
 
 // `text` fit for one line of a log or terminal: control bytes, DEL, backslash and invalid UTF-8 become \xNN.
 // Names from images and registries pass through here before they are printed.
 std::string Printable(absl::string_view text);
+
+// Whether `text` is well-formed UTF-8 (RFC 3629). NUL is.
+bool IsUtf8(absl::string_view text);
 
 }  // namespace lazyblob::base
 
