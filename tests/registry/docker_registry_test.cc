@@ -23,6 +23,7 @@
 #include "base/file.h"
 #include "oci/manifest.h"
 #include "registry/client.h"
+#include "registry/hosts_toml.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::registry {
@@ -313,6 +314,55 @@ TEST_F(DockerRegistryTest, TlsIsVerifiedAndSpeaksHttp2) {
       << "the name is not in it";
   EXPECT_EQ(Connections(), 1u);
   EXPECT_EQ(Logged("HTTP/2.0\" 206"), 20u);
+}
+
+// Everything a hosts.toml says of TLS: an authority of one's own, a certificate to show, and neither.
+TEST_F(DockerRegistryTest, HostsTomlSaysWhomToTrustAndWhatToShow) {
+  MustRun(absl::StrCat(
+      "cd ", directory_.path(),
+      " && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 ",
+      "-subj /CN=test -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem 2>/dev/null"
+      " && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 ",
+      "-subj /CN=me -keyout me.key -out me.pem 2>/dev/null && mkdir -p certs && cp cert.pem certs/me.crt && "
+      "cp me.pem certs/me.cert && cp me.key certs/"));
+  Start(absl::StrCat("  tls: {certificate: ", directory_.File("cert.pem"), ", key: ",
+                     directory_.File("key.pem"), ", clientcas: [", directory_.File("me.pem"), "]}\n"),
+        "", absl::StrCat("--dest-cert-dir ", directory_.File("certs")));
+  std::string dir = directory_.File(absl::StrCat("certs.d/127.0.0.1_", port_, "_"));
+  ASSERT_TRUE(base::MakeDirectories(dir).ok());
+  HostsDirectories directories(directory_.File("certs.d"), nullptr);
+  options_.host_config = [&](const std::string& host) { return directories.Find(host); };
+  Client client(options_);
+  auto read = [&](const std::string& toml) {
+    EXPECT_TRUE(base::WriteFileAtomically(dir + "/hosts.toml", toml).ok());
+    absl::StatusOr<std::string> bytes = Read(client, {5, 50});
+    return bytes.ok() ? std::string(*bytes == layer_.substr(5, 50) ? "right" : "wrong")
+                      : std::string(bytes.status().message());
+  };
+  std::string ca = absl::StrCat("ca = '", directory_.File("cert.pem"), "'\n");
+  std::string me =
+      absl::StrCat("client = [['", directory_.File("me.pem"), "', '", directory_.File("me.key"), "']]\n");
+  EXPECT_TRUE(absl::StrContains(read(me), "TLS: ")) << "nobody vouches for the server";
+  EXPECT_EQ(read(ca + me), "right");
+  EXPECT_NE(read(ca), "right") << "the connection made with a certificate is not used without";
+  EXPECT_EQ(read("skip_verify = true\n" + me), "right");
+  EXPECT_TRUE(absl::StrContains(read(me), "TLS: ")) << "nor the unverified one";
+  std::string url = absl::StrCat("https://127.0.0.1:", port_);
+  EXPECT_EQ(read(absl::StrCat("server = 'https://127.0.0.1:1'\n[host.'", url, "']\n", ca, me)), "right");
+  MustRun(absl::StrCat("cat ", directory_.File("me.pem"), " ", directory_.File("me.key"), " > ", dir,
+                       "/both.pem"));
+  EXPECT_EQ(read(ca + "client = 'both.pem'"), "right");
+}
+
+TEST_F(DockerRegistryTest, LocalHostsAreAskedInTheirOwnScheme) {
+  Start();
+  options_.local_hosts_may_be_insecure = true;
+  Client client(options_);
+  for (int i = 0; i < 3; ++i) {
+    absl::StatusOr<std::string> read = Read(client, {5, 50});
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_TRUE(*read == layer_.substr(5, 50));
+  }
 }
 
 }  // namespace
