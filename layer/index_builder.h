@@ -4,6 +4,7 @@
 // zstd:chunked by a few range reads. Both write `index` and `meta.erofs` into a directory of the caller's.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -53,11 +54,16 @@ class StreamIndexer {
 
 // Random access to a blob for the TOC formats. Reads exactly out.size() bytes or fails.
 using BlobReader = absl::FunctionRef<absl::Status(uint64_t blob_offset, absl::Span<uint8_t> out)>;
-// Opens another blob of the same repository whole (external TOC image), verified by the caller.
+// Fetches the TOC blob of an eStargz layer whose footer says that its TOC lies in another image, whole;
+// called only then. What it gives is not trusted: only the digest in the layer's own descriptor counts.
+using ExternalToc = std::function<absl::StatusOr<std::string>()>;
 // Reads footer and TOC, verifies the TOC's digest against the descriptor's annotation, checks every number in
 // it and writes the index. InvalidArgument/DataLoss: the TOC lies or is damaged; FailedPrecondition: no
-// usable TOC.
+// usable TOC, which includes an external one that cannot be had (`external` empty or failing, other than by
+// Cancelled or DeadlineExceeded) or is another one.
 absl::Status IndexFromToc(Format format, const oci::Descriptor& layer, BlobReader read,
-                          const BuildLimits& limits, const std::string& directory);
+                          const BuildLimits& limits, const std::string& directory,
+                          const ExternalToc& external = nullptr);
+inline constexpr uint64_t kMaxCompressedTocBytes = 256 << 20;
 
 }  // namespace lazyblob::layer

@@ -121,14 +121,15 @@ absl::StatusOr<Format> FormatOf(const oci::Descriptor& layer) {
 }
 
 absl::Status IndexFromToc(Format format, const oci::Descriptor& layer, BlobReader read,
-                          const BuildLimits& limits, const std::string& directory) {
+                          const BuildLimits& limits, const std::string& directory,
+                          const ExternalToc& external) {
   if (format != Format::kEstargz && format != Format::kZstdChunked) {
     return absl::InvalidArgumentError(absl::StrCat("a ", FormatName(format), " layer has no TOC"));
   }
   ASSIGN_OR_RETURN(const TocNames names, internal::ReadTocNames(layer));
   if (!names.any()) return NotLazy(layer, "its annotations name no TOC digest");
   const std::string context = absl::StrCat("TOC of layer ", layer.digest.ToString());
-  auto toc = internal::ReadToc(format, layer, names, read, limits);
+  auto toc = internal::ReadToc(format, layer, names, read, external, limits);
   if (!toc.ok()) return base::Annotate(toc.status(), context);
   auto built = internal::BuildTocLayer(format, layer, *toc, limits);
   if (!built.ok()) return base::Annotate(built.status(), context);

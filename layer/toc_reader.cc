@@ -26,7 +26,6 @@ constexpr uint64_t kExternalFooter = 46;
 constexpr absl::string_view kTocName = "stargz.index.json";
 // Read at once with the footer, so that most TOCs cost one request.
 constexpr uint64_t kTailBytes = 256 << 10;
-constexpr uint64_t kMaxCompressedToc = 256 << 20;
 constexpr uint64_t kSkippableHeader = 8;
 
 absl::string_view Text(Bytes bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
@@ -61,6 +60,7 @@ class Tail {
 struct Footer {
   uint64_t toc_offset = 0;
   uint64_t size = 0;
+  bool external = false;  // the TOC lies in another image
 };
 
 // An empty gzip member whose extra field is `extra`: header, the field, an empty stored block, zero CRC and
@@ -88,11 +88,11 @@ absl::StatusOr<Footer> ParseStargzFooter(Bytes tail) {
         !absl::SimpleHexAtoi(digits, &offset)) {
       return absl::InvalidArgumentError("the eStargz footer's offset is malformed");
     }
-    return Footer{offset, size};
+    return Footer{offset, size, false};
   }
   if (IsEmptyMember(last(kExternalFooter),
                     absl::StrCat(absl::string_view("SG\x11\0", 4), "STARGZEXTERNALTOC"))) {
-    return NoToc("it lies in another image (external TOC), which is not supported");
+    return Footer{0, kExternalFooter, true};
   }
   return NoToc("the blob has no eStargz footer");
 }
@@ -116,22 +116,8 @@ absl::Status CheckDigest(const base::Digest& wanted, absl::string_view bytes, ab
                                           ", but the manifest names ", wanted.ToString()));
 }
 
-absl::StatusOr<Toc> ReadStargz(const TocNames& names, Tail* tail, const BuildLimits& limits) {
-  const uint64_t blob_size = tail->blob_size();
-  const uint64_t first = std::min(blob_size, kTailBytes);
-  ASSIGN_OR_RETURN(const Bytes end, tail->Get(blob_size - first, first));
-  ASSIGN_OR_RETURN(const Footer footer, ParseStargzFooter(end));
-  if (footer.toc_offset >= blob_size - footer.size) {
-    return absl::InvalidArgumentError("the eStargz footer points outside the blob");
-  }
-  Toc toc;
-  toc.payload_end = footer.toc_offset;
-  toc.member_offset = footer.toc_offset;
-  toc.member_size = blob_size - footer.size - footer.toc_offset;
-  if (toc.member_size > kMaxCompressedToc) return NoToc("it is larger than 256 MiB compressed");
-  ASSIGN_OR_RETURN(const Bytes compressed, tail->Get(toc.member_offset, toc.member_size));
-
-  // A tar of one member and the end-of-archive blocks.
+// `compressed` is gzip of a tar of one member and the end-of-archive blocks. Sets header and text of `toc`.
+absl::Status DecodeTocMember(Bytes compressed, const BuildLimits& limits, Toc* toc) {
   std::string tar;
   GzipDecoder decoder(uint64_t{1} << 40);  // no checkpoints wanted
   const uint64_t limit = limits.max_toc_bytes + (64 << 10);
@@ -141,7 +127,7 @@ absl::StatusOr<Toc> ReadStargz(const TocNames& names, Tail* tail, const BuildLim
   if (decoded.ok()) decoded = decoder.Finish();
   RETURN_IF_ERROR(decoded);
   if (tar.size() < kTarBlockBytes) return absl::InvalidArgumentError("it is not a tar member");
-  toc.tar_header = tar.substr(0, kTarBlockBytes);
+  toc->tar_header = tar.substr(0, kTarBlockBytes);
   ASSIGN_OR_RETURN(const TarHeader header,
                    ParseTarHeader({reinterpret_cast<const uint8_t*>(tar.data()), kTarBlockBytes}));
   if (header.name != kTocName || header.type != '0' || header.size < 0 ||
@@ -150,7 +136,47 @@ absl::StatusOr<Toc> ReadStargz(const TocNames& names, Tail* tail, const BuildLim
   }
   tar.resize(kTarBlockBytes + static_cast<uint64_t>(header.size));
   tar.erase(0, kTarBlockBytes);
-  toc.json = std::move(tar);
+  toc->json = std::move(tar);
+  return absl::OkStatus();
+}
+
+// A tag led to it, which anybody may have moved since: one that is not the right one says nothing of the
+// layer.
+absl::StatusOr<Toc> ReadExternal(const TocNames& names, uint64_t payload_end, const ExternalToc& external,
+                                 const BuildLimits& limits) {
+  if (external == nullptr) return NoToc("it lies in another image, and nobody knows which");
+  absl::StatusOr<std::string> blob = external();
+  if (absl::IsCancelled(blob.status()) || absl::IsDeadlineExceeded(blob.status())) return blob.status();
+  if (!blob.ok()) return NoToc(absl::StrCat("it lies in another image: ", blob.status().message()));
+  if (blob->size() > kMaxCompressedTocBytes) return NoToc("it is larger than 256 MiB compressed");
+  Toc toc;
+  absl::Status status =
+      DecodeTocMember({reinterpret_cast<const uint8_t*>(blob->data()), blob->size()}, limits, &toc);
+  if (status.ok()) status = CheckDigest(names.json_digest, toc.json, "text");
+  if (!status.ok())
+    return NoToc(absl::StrCat("the one in the other image is not its own: ", status.message()));
+  toc.payload_end = payload_end;
+  toc.tar_header.clear();
+  return toc;
+}
+
+absl::StatusOr<Toc> ReadStargz(const TocNames& names, Tail* tail, const ExternalToc& external,
+                               const BuildLimits& limits) {
+  const uint64_t blob_size = tail->blob_size();
+  const uint64_t first = std::min(blob_size, kTailBytes);
+  ASSIGN_OR_RETURN(const Bytes end, tail->Get(blob_size - first, first));
+  ASSIGN_OR_RETURN(const Footer footer, ParseStargzFooter(end));
+  if (footer.external) return ReadExternal(names, blob_size - footer.size, external, limits);
+  if (footer.toc_offset >= blob_size - footer.size) {
+    return absl::InvalidArgumentError("the eStargz footer points outside the blob");
+  }
+  Toc toc;
+  toc.payload_end = footer.toc_offset;
+  toc.member_offset = footer.toc_offset;
+  toc.member_size = blob_size - footer.size - footer.toc_offset;
+  if (toc.member_size > kMaxCompressedTocBytes) return NoToc("it is larger than 256 MiB compressed");
+  ASSIGN_OR_RETURN(const Bytes compressed, tail->Get(toc.member_offset, toc.member_size));
+  RETURN_IF_ERROR(DecodeTocMember(compressed, limits, &toc));
   RETURN_IF_ERROR(CheckDigest(names.json_digest, toc.json, "text"));
   return toc;
 }
@@ -186,7 +212,7 @@ absl::StatusOr<Toc> ReadChunked(const TocNames& names, BlobReader read, Tail* ta
   } else {
     ASSIGN_OR_RETURN(position, ParseChunkedFooter(tail));
   }
-  if (position.compressed_size > kMaxCompressedToc || position.size > limits.max_toc_bytes) {
+  if (position.compressed_size > kMaxCompressedTocBytes || position.size > limits.max_toc_bytes) {
     return NoToc("it is larger than supported");
   }
   if (position.offset < kSkippableHeader || position.compressed_size == 0 ||
@@ -221,9 +247,9 @@ absl::StatusOr<Toc> ReadChunked(const TocNames& names, BlobReader read, Tail* ta
 }  // namespace
 
 absl::StatusOr<Toc> ReadToc(Format format, const oci::Descriptor& layer, const TocNames& names,
-                            BlobReader read, const BuildLimits& limits) {
+                            BlobReader read, const ExternalToc& external, const BuildLimits& limits) {
   Tail tail(layer.size, read);
-  return format == Format::kEstargz ? ReadStargz(names, &tail, limits)
+  return format == Format::kEstargz ? ReadStargz(names, &tail, external, limits)
                                     : ReadChunked(names, read, &tail, limits);
 }
 

@@ -42,12 +42,12 @@ struct Toc {
   std::string json;
   uint64_t payload_end = 0;  // blob bytes from here on belong to no file
   // eStargz: the TOC is itself a member of the tar, which unpacking shows as a file.
-  std::string tar_header;      // its 512 bytes; empty for zstd:chunked
+  std::string tar_header;      // its 512 bytes; empty for zstd:chunked and where the TOC is external
   uint64_t member_offset = 0;  // blob range of the gzip member that holds header and JSON
   uint64_t member_size = 0;
 };
 absl::StatusOr<Toc> ReadToc(Format format, const oci::Descriptor& layer, const TocNames& names,
-                            BlobReader read, const BuildLimits& limits);
+                            BlobReader read, const ExternalToc& external, const BuildLimits& limits);
 
 // One object of a TOC's "entries", as it stands there. Absent numbers are 0, absent texts empty.
 struct TocEntry {

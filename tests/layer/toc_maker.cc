@@ -144,7 +144,8 @@ class Maker {
     result_.toc_offset = result_.blob.size();
     support::TarMember member = support::File("stargz.index.json", text, 0444);
     member.mtime = 0;
-    if (!options_.external_toc) result_.blob += support::Gzip(support::MakeTar({member}));
+    (options_.external_toc ? result_.external_toc : result_.blob) +=
+        support::Gzip(support::MakeTar({member}));
     const std::string where = absl::StrFormat("%016xSTARGZ", result_.toc_offset);
     if (options_.external_toc) {
       result_.blob += EmptyMember(absl::StrCat(absl::string_view("SG\x11\0", 4), "STARGZEXTERNALTOC"));

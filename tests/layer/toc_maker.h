@@ -20,6 +20,7 @@ struct TocBlob {
   std::string blob;
   oci::Descriptor layer;
   nlohmann::json toc;
+  std::string external_toc;
   uint64_t toc_offset = 0;  // of the gzip member, or of the compressed TOC in its skippable frame
 };
 
@@ -27,7 +28,7 @@ struct TocOptions {
   Format format = Format::kEstargz;
   uint64_t chunk_size = 4 << 20;
   bool legacy_footer = false;
-  bool external_toc = false;      // a footer that names none
+  bool external_toc = false;      // a footer that names none; the TOC blob is apart
   bool github_prefix = true;      // of zstd:chunked annotations
   bool footer_only = false;       // zstd:chunked without a position annotation
   bool stargz_annotation = true;  // in zstd:chunked: the digest of the JSON beside the other

@@ -71,7 +71,7 @@ class TocTest : public ::testing::Test {
     directory_ = std::make_unique<support::TempDir>();
     auto format = FormatOf(made.layer);
     if (!format.ok()) return format.status();
-    return IndexFromToc(*format, made.layer, Reader(made.blob), limits, directory_->path());
+    return IndexFromToc(*format, made.layer, Reader(made.blob), limits, directory_->path(), external_);
   }
 
   // The same blob as a plain layer.
@@ -137,6 +137,7 @@ class TocTest : public ::testing::Test {
 
   std::unique_ptr<support::TempDir> directory_;
   const std::string* blob_ = nullptr;
+  ExternalToc external_;
   uint64_t reads_ = 0;
   std::function<absl::Status(uint64_t, absl::Span<uint8_t>)> read_ = [this](uint64_t offset,
                                                                             absl::Span<uint8_t> out) {
@@ -197,31 +198,35 @@ TEST(FormatOf, FollowsMediaTypeAndAnnotations) {
 }
 
 TEST_F(TocTest, SameTreeAndContentsAsUnpacking) {
-  std::vector<TocOptions> all(9);
+  std::vector<TocOptions> all(11);
   all[1].legacy_footer = true;
   all[2].chunk_size = 1000;
   all[3].small_files = 10'000;
-  for (size_t i = 4; i < all.size(); ++i) all[i].format = Format::kZstdChunked;
+  for (size_t i = 4; i < 9; ++i) all[i].format = Format::kZstdChunked;
   all[5].chunk_size = 4096;
   all[6].github_prefix = false;
   all[7].footer_only = true;
   all[8].stargz_annotation = false;
+  all[9].external_toc = all[10].external_toc = true;
+  all[10].small_files = 10'000;
   for (size_t i = 0; i < all.size(); ++i) {
     SCOPED_TRACE(i);
     const TocBlob made = MakeTocBlob(Members(), all[i]);
+    const bool toc_inside = all[i].format == Format::kEstargz && !all[i].external_toc;
+    external_ = [&] { return made.external_toc; };
     const absl::Status status = Index(made);
     ASSERT_TRUE(status.ok()) << status;
     auto streamed = Streamed(made);
     ASSERT_TRUE(streamed.ok()) << streamed.status();
     EXPECT_EQ(Difference(*streamed, TextOf(directory_->path())), "");
-    EXPECT_EQ(streamed->count("stargz.index.json"), all[i].format == Format::kEstargz ? 1u : 0u);
+    EXPECT_EQ(streamed->count("stargz.index.json"), toc_inside ? 1u : 0u);
     for (const TarMember& member : Members()) {
       if (member.type == '0' && member.name.find(".wh.") == std::string::npos) {
         EXPECT_EQ(Contents(made, member.name), member.contents) << member.name;
       }
     }
     EXPECT_EQ(Contents(made, "hard"), support::RandomBytes(300'000, 1));
-    if (all[i].format == Format::kEstargz) {
+    if (toc_inside) {
       EXPECT_EQ(nlohmann::json::parse(Contents(made, "stargz.index.json")), made.toc);
     }
   }
@@ -305,12 +310,43 @@ TEST_F(TocTest, TwoNamesOfOneTocAreOneIndexAndOthersAreNone) {
   EXPECT_THAT(std::string(status.message()), HasSubstr(kDigestA));
 }
 
-TEST_F(TocTest, FootersThatNameNoToc) {
+TEST_F(TocTest, ATocInAnotherImageThatCannotBeUsed) {
   TocOptions options;
   options.external_toc = true;
-  absl::Status status = Index(MakeTocBlob(Members(), options));
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("external TOC"));
+  const TocBlob made = MakeTocBlob(Members(), options);
+  auto fails = [&](absl::StatusCode code, absl::string_view why) {
+    const absl::Status status = Index(made);
+    EXPECT_EQ(status.code(), code);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(std::string(why)));
+  };
+  fails(absl::StatusCode::kFailedPrecondition, "nobody knows which");
+  external_ = [] { return absl::NotFoundError("no such tag"); };
+  fails(absl::StatusCode::kFailedPrecondition, "no such tag");
+  external_ = [] { return absl::UnavailableError("host is down"); };
+  fails(absl::StatusCode::kFailedPrecondition, "host is down");
+  external_ = [] { return absl::CancelledError("by the user"); };
+  fails(absl::StatusCode::kCancelled, "by the user");
+  external_ = [] { return absl::DeadlineExceededError("too slow"); };
+  fails(absl::StatusCode::kDeadlineExceeded, "too slow");
+  external_ = [] { return std::string(); };
+  fails(absl::StatusCode::kFailedPrecondition, "not its own");
+  external_ = [] { return std::string("not gzip"); };
+  fails(absl::StatusCode::kFailedPrecondition, "not its own");
+  external_ = [&] { return made.external_toc.substr(0, made.external_toc.size() - 20); };
+  fails(absl::StatusCode::kFailedPrecondition, "not its own");
+  // The TOC of another layer, or one that somebody has changed.
+  std::vector<support::TarMember> fewer = Members();
+  fewer.pop_back();
+  external_ = [&] { return MakeTocBlob(fewer, options).external_toc; };
+  fails(absl::StatusCode::kFailedPrecondition, "but the manifest names");
+  // Its own one may lie no more than others.
+  options.edit = [](nlohmann::json& toc) { toc["entries"][7]["offset"] = 1 << 30; };
+  const TocBlob lie = MakeTocBlob(Members(), options);
+  external_ = [&] { return lie.external_toc; };
+  EXPECT_EQ(Index(lie).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(TocTest, FootersThatNameNoToc) {
   TocBlob made = MakeTocBlob(Members());
   for (size_t cut : {size_t{0}, size_t{10}, size_t{46}, size_t{50}, made.blob.size() - 1}) {
     TocBlob shorter = made;
@@ -329,7 +365,7 @@ TEST_F(TocTest, FootersThatNameNoToc) {
   EXPECT_EQ(with_offset(~uint64_t{0}).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(with_offset(made.toc_offset - 1).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(with_offset(0).code(), absl::StatusCode::kInvalidArgument);  // a tar, but not of the TOC
-  options = {};
+  TocOptions options;
   options.format = Format::kZstdChunked;
   made = MakeTocBlob(Members(), options);
   const uint64_t size = made.blob.size();
