@@ -40,11 +40,19 @@ struct FetchContext {
   std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's
 };
 
+// Fetches the TOC of an eStargz layer whose TOC lies in another image; NotFound: that has none for it. May be
+// called by several threads at once; what it gives is verified by whoever calls.
+using ExternalTocSource = std::function<absl::StatusOr<std::string>(const base::Digest& layer,
+                                                                    const registry::CallContext& context)>;
+
 // How the bytes of one descriptor can be had. Given per layer, never per chain.
 struct DescriptorHandler {
   oci::Descriptor descriptor;
   base::Digest diff_id;                              // from the image config; empty when unknown
   std::vector<std::shared_ptr<BlobSource>> sources;  // tried in order
+  // Null: there is none. Not recorded: a layer that has no index after a restart gets one by its next
+  // handler.
+  ExternalTocSource external_toc = nullptr;
 };
 
 // A blob for which no handler is known.

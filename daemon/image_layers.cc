@@ -77,6 +77,7 @@ absl::StatusOr<LazyLayerPtr> ImageLayers::Add(const ResolvedImage& image, size_t
   handler.descriptor = image.layers[i];
   handler.diff_id = image.diff_ids[i];
   handler.sources = image.sources;
+  handler.external_toc = image.external_toc;
   return parts_.store->AddHandler(handler);
 }
 

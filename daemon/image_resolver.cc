@@ -7,6 +7,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "daemon/external_toc.h"
 #include "oci/layout.h"
 
 namespace lazyblob::daemon {
@@ -97,6 +98,7 @@ absl::StatusOr<ResolvedImage> ResolveFromRegistry(registry::Client* client, cons
   };
   ASSIGN_OR_RETURN(ResolvedImage image, Resolve(std::move(document), platform, fetch_manifest, fetch_blob));
   image.sources.push_back(contentstore::MakeRegistrySource(client, reference));
+  image.external_toc = MakeExternalTocSource(client, reference);
   return image;
 }
 

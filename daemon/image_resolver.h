@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "contentstore/blob_source.h"
+#include "contentstore/content_store.h"
 #include "oci/manifest.h"
 #include "oci/reference.h"
 #include "registry/client.h"
@@ -29,6 +30,7 @@ struct ResolvedImage {
   std::vector<oci::Descriptor> layers;  // bottom first
   std::vector<base::Digest> diff_ids;   // same order and length
   std::vector<std::shared_ptr<contentstore::BlobSource>> sources;
+  contentstore::ExternalTocSource external_toc;  // for its layers; may be null
 };
 
 // `client` outlives the call and the sources. InvalidArgument: not an image (artifact, config and manifest

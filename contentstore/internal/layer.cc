@@ -179,6 +179,7 @@ absl::Status Layer::Merge(const DescriptorHandler& handler) {
   } else {
     RETURN_IF_ERROR(CheckClaims(handler, merged, now->index->info()));
   }
+  if (handler.external_toc != nullptr) external_toc_ = handler.external_toc;
   for (const std::shared_ptr<BlobSource>& source : handler.sources) {
     const std::string source_name = source->name();
     auto found = std::find_if(sources_.begin(), sources_.end(),
@@ -190,6 +191,11 @@ absl::Status Layer::Merge(const DescriptorHandler& handler) {
     }
   }
   return absl::OkStatus();
+}
+
+ExternalTocSource Layer::external_toc() const {
+  absl::MutexLock lock(&mutex_);
+  return external_toc_;
 }
 
 LayerRecord Layer::record() const {

@@ -99,12 +99,17 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   // use.
   std::vector<std::shared_ptr<BlobSource>> Sources() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status NoSourceError(FetchCause cause) const;
+  // The last one that a handler brought; may be null.
+  ExternalTocSource external_toc() const ABSL_LOCKS_EXCLUDED(mutex_);
   void NoteServedBy(const BlobSource& source) ABSL_LOCKS_EXCLUDED(mutex_);
   void NoteError(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   void NoteServedBytes(uint64_t bytes) { served_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
   // Where body bytes of a call to `source` are counted; null for local ones.
   std::atomic<uint64_t>* FetchedCounter(const BlobSource& source, FetchCause cause) {
-    return source.local() ? nullptr : &fetched_bytes_[static_cast<size_t>(cause)];
+    return source.local() ? nullptr : FetchedCounter(cause);
+  }
+  std::atomic<uint64_t>* FetchedCounter(FetchCause cause) {
+    return &fetched_bytes_[static_cast<size_t>(cause)];
   }
 
   // Reading past this data offset asks for more to be read ahead.
@@ -139,6 +144,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   std::vector<std::unique_ptr<const Identity>> identities_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::unique_ptr<const LayerBody>> bodies_ ABSL_GUARDED_BY(mutex_);
   std::vector<Source> sources_ ABSL_GUARDED_BY(mutex_);
+  ExternalTocSource external_toc_ ABSL_GUARDED_BY(mutex_);
   std::string preferred_source_ ABSL_GUARDED_BY(mutex_);
   std::string not_lazy_reason_ ABSL_GUARDED_BY(mutex_);
   std::string quarantine_ ABSL_GUARDED_BY(mutex_);

@@ -77,6 +77,20 @@ absl::Status LayerBuilder::BuildIndex(bool keep_data) {
 
 absl::Status LayerBuilder::BuildData() { return StreamPlain(true); }
 
+absl::StatusOr<std::string> LayerBuilder::FetchExternalToc(const ExternalTocSource& source) {
+  std::string toc;
+  RETURN_IF_ERROR(WithLivingCredentials([this] { return task_.Requesters(); },
+                                        [&](const CredentialsPtr& credentials) -> absl::Status {
+                                          registry::CallContext context;
+                                          context.cancel = task_.cancel();
+                                          context.credentials = credentials;
+                                          context.bytes_received = layer_.FetchedCounter(FetchCause::kIndex);
+                                          ASSIGN_OR_RETURN(toc, source(layer_.descriptor().digest, context));
+                                          return absl::OkStatus();
+                                        }));
+  return toc;
+}
+
 absl::StatusOr<bool> LayerBuilder::TryTableOfContents(layer::Format format) {
   const oci::Descriptor& blob = layer_.descriptor();
   const std::vector<std::shared_ptr<BlobSource>> sources = layer_.Sources();
@@ -99,9 +113,13 @@ absl::StatusOr<bool> LayerBuilder::TryTableOfContents(layer::Format format) {
           caller);
     };
     TocReader reader(blob.size, fetch);
+    layer::ExternalToc external;
+    if (const ExternalTocSource source = layer_.external_toc(); source != nullptr) {
+      external = [this, source] { return FetchExternalToc(source); };
+    }
     status = layer::IndexFromToc(
         format, blob, [&](uint64_t offset, absl::Span<uint8_t> out) { return reader.Read(offset, out); },
-        options_.limits, directory_);
+        options_.limits, directory_, external);
     if (status.ok()) return true;
     RETURN_IF_ERROR(reader.source_status());
     if (absl::IsFailedPrecondition(status)) break;

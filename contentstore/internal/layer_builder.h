@@ -40,6 +40,7 @@ class LayerBuilder {
  private:
   // False: there is no usable table of contents, the layer is plain.
   absl::StatusOr<bool> TryTableOfContents(layer::Format format);
+  absl::StatusOr<std::string> FetchExternalToc(const ExternalTocSource& source);
   absl::Status StreamPlain(bool keep_data);
   // One pass. DataLoss and InvalidArgument: the bytes, or who gave them.
   absl::Status StreamOnce(layer::Format format, bool keep_data, size_t first_source);

@@ -27,10 +27,21 @@ struct Estargz {
   std::string data;                   // the data area
   std::vector<uint64_t> blob_offset;  // of each file's first chunk
   std::vector<uint64_t> data_offset;
+  std::string external_toc;
 };
 
+// The footer of a blob whose table lies in another image.
+std::string ExternalFooter() {
+  std::string footer("\x1f\x8b\x08\x04\0\0\0\0\0\xff", 10);
+  footer += std::string("\x15\0SG\x11\0", 6);
+  footer += "STARGZEXTERNALTOC";
+  footer += std::string("\x01\0\0\xff\xff", 5);
+  footer += std::string(8, '\0');
+  return footer;
+}
+
 // `files` of contents, cut into chunks of `chunk` bytes.
-Estargz MakeEstargz(const std::vector<std::string>& files, size_t chunk) {
+Estargz MakeEstargz(const std::vector<std::string>& files, size_t chunk, bool external = false) {
   Estargz made;
   std::string blob;
   std::string tar;
@@ -74,9 +85,14 @@ Estargz MakeEstargz(const std::vector<std::string>& files, size_t chunk) {
   const std::string toc = nlohmann::json{{"version", 1}, {"entries", entries}}.dump();
   const uint64_t toc_offset = blob.size();
   const std::string toc_tar = support::MakeTar({support::File("stargz.index.json", toc)});
-  blob += support::Gzip(toc_tar);
-  tar += toc_tar;
-  blob += Footer(toc_offset);
+  if (external) {
+    made.external_toc = support::Gzip(toc_tar);
+    blob += ExternalFooter();
+  } else {
+    blob += support::Gzip(toc_tar);
+    tar += toc_tar;
+    blob += Footer(toc_offset);
+  }
   made.layer =
       support::MakeLayerOf(tar, blob, oci::Compression::kGzip,
                            {{"containerd.io/snapshot/stargz/toc.digest", base::Digest::Of(toc).ToString()}});
@@ -122,6 +138,68 @@ TEST_F(EstargzTest, FromItsTableAloneOrNotAtAll) {
   EXPECT_EQ(RequestCount(), 0);
   ASSERT_TRUE(store_->EnsureIndexed(*plain, false, {}, {}).ok());
   EXPECT_TRUE(store_->EnsureIndexedFromToc(*plain, {}).ok());  // our own index is as good
+}
+
+TEST_F(EstargzTest, ATableInAnotherImageIsAsGood) {
+  Open();
+  made_ = MakeEstargz({support::RandomBytes(100'000, 1), support::TextBytes(50'000, 2)}, 64 << 10, true);
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  DescriptorHandler handler;
+  handler.descriptor = made_.layer.descriptor;
+  int calls = 0;
+  handler.external_toc = [&](const base::Digest& digest, const registry::CallContext& context) {
+    ++calls;
+    EXPECT_EQ(digest, made_.layer.descriptor.digest);
+    EXPECT_NE(context.cancel, nullptr);
+    if (context.bytes_received != nullptr) *context.bytes_received += made_.external_toc.size();
+    return absl::StatusOr<std::string>(made_.external_toc);
+  };
+  ASSERT_TRUE(store_->AddHandler(handler).ok());
+  handler.external_toc = nullptr;
+  ASSERT_TRUE(store_->AddHandler(handler).ok());  // one that knows less takes nothing away
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kLazy);
+  EXPECT_EQ(layer->not_lazy_reason(), "");
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(RequestCount(), 1);
+  EXPECT_GT(layer->stats().fetched_bytes[static_cast<size_t>(FetchCause::kIndex)], made_.external_toc.size());
+  EXPECT_EQ(Read(*layer, made_.data_offset[1], 5'000).value(),
+            made_.data.substr(made_.data_offset[1], 5'000));
+}
+
+TEST_F(EstargzTest, ATableInAnotherImageIsAskedForWithTheCredentialsOfTheLiving) {
+  Open();
+  made_ = MakeEstargz({support::TextBytes(5'000, 2)}, 64 << 10, true);
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  auto mine = std::make_shared<TestCredentials>("me");
+  DescriptorHandler handler;
+  handler.descriptor = made_.layer.descriptor;
+  handler.external_toc = [&](const base::Digest&, const registry::CallContext& context) {
+    if (context.credentials != mine) return absl::StatusOr<std::string>(absl::UnauthenticatedError("who?"));
+    return absl::StatusOr<std::string>(made_.external_toc);
+  };
+  ASSERT_TRUE(store_->AddHandler(handler).ok());
+  FetchContext context;
+  context.credentials = mine;
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, false, context, {}).ok());
+  EXPECT_EQ(layer->not_lazy_reason(), "");
+}
+
+TEST_F(EstargzTest, ATableInAnotherImageThatIsNotThereMakesTheLayerPlain) {
+  Open();
+  made_ = MakeEstargz({support::TextBytes(5'000, 2)}, 64 << 10, true);
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  EXPECT_TRUE(absl::IsFailedPrecondition(store_->EnsureIndexedFromToc(*layer, {})));
+  DescriptorHandler handler;
+  handler.descriptor = made_.layer.descriptor;
+  handler.external_toc = [](const base::Digest&, const registry::CallContext&) {
+    return absl::StatusOr<std::string>(absl::NotFoundError("TOC image x:1-esgztoc: no such tag"));
+  };
+  ASSERT_TRUE(store_->AddHandler(handler).ok());
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->not_lazy_reason(), "toc-missing");
+  EXPECT_EQ(layer->state(), LayerState::kComplete);
+  EXPECT_TRUE(absl::StrContains(Log().back(), "x:1-esgztoc"));
 }
 
 TEST_F(EstargzTest, UnlazyMakesItComplete) {
