@@ -182,6 +182,16 @@ absl::Status SnapshotterImpl::Commit(const std::string& name, const std::string&
   RETURN_IF_ERROR(CheckName("key", key));
   if (!parent.empty()) RETURN_IF_ERROR(CheckName("parent", parent));
   RETURN_IF_ERROR(CheckLabels(labels));
+  constexpr int kTries = 10;
+  for (int i = 0;; ++i) {
+    absl::Status status = TryCommit(name, key, labels, parent);
+    // The key was removed and made anew while its size was measured.
+    if (!absl::IsAborted(status) || i == kTries) return status;
+  }
+}
+
+absl::Status SnapshotterImpl::TryCommit(const std::string& name, const std::string& key, const Labels& labels,
+                                        const std::string& parent) {
   RETURN_IF_ERROR(base::FaultPoint("snapshotter/commit/begin"));
   Record record;
   auto plan = [&](MetaStore::Transaction& transaction) -> absl::Status {

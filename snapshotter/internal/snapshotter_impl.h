@@ -116,6 +116,8 @@ class SnapshotterImpl final : public Snapshotter {
 
   absl::StatusOr<Record> PlanCommit(MetaStore::Transaction& transaction, const std::string& name,
                                     const std::string& key, const std::string& parent);
+  absl::Status TryCommit(const std::string& name, const std::string& key, const Labels& labels,
+                         const std::string& parent);
   absl::Status TakeOutGarbage();
   absl::Time Now() const;
   void Log(absl::string_view line) const;
