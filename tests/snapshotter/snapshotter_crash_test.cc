@@ -8,9 +8,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
+#include <map>
 
+#include "absl/strings/str_split.h"
 #include "base/fault.h"
 #include "tests/snapshotter/snapshotter_harness.h"
 
@@ -100,24 +104,41 @@ class CrashTest : public SnapshotterTest {
     if (operation == "update") return key->labels.at("l") == "new";
     return true;  // Cleanup: seen by the directories
   }
-  // Runs the victim until it dies; the signal that killed it, or 0.
-  int RunVictim(const std::string& operation, const std::string& point) {
-    const std::string variables[] = {"LAZYBLOB_VICTIM_ROOT=" + dir_.path(),
-                                     "LAZYBLOB_VICTIM_TASK=" + operation,
-                                     "LAZYBLOB_FAULTS=" + point + "=kill"};
+  // Runs the victim, below the program and arguments of `wrapper` if there are any, until it dies; the signal
+  // that killed it, 0 when it ended by itself.
+  int RunVictim(const std::string& operation, const std::string& point,
+                std::vector<std::string> wrapper = {}) {
+    const std::string variables[] = {
+        "LAZYBLOB_VICTIM_ROOT=" + dir_.path(), "LAZYBLOB_VICTIM_TASK=" + operation,
+        point.empty() ? "LAZYBLOB_FAULTS=" : "LAZYBLOB_FAULTS=" + point + "=kill"};
     std::vector<char*> environment;
     for (const std::string& variable : variables) environment.push_back(const_cast<char*>(variable.c_str()));
     for (char** variable = environ; *variable != nullptr; ++variable) environment.push_back(*variable);
     environment.push_back(nullptr);
-    char program[] = "/proc/self/exe";
-    char filter[] = "--gtest_filter=Victim.*";
-    char disabled[] = "--gtest_also_run_disabled_tests";
-    char* arguments[] = {program, filter, disabled, nullptr};
+    for (const char* argument : {"", "--gtest_filter=Victim.*", "--gtest_also_run_disabled_tests"}) {
+      wrapper.push_back(*argument == 0 ? std::filesystem::read_symlink("/proc/self/exe").string() : argument);
+    }
+    std::vector<char*> arguments;
+    for (std::string& argument : wrapper) arguments.push_back(argument.data());
+    arguments.push_back(nullptr);
     pid_t pid = 0;
-    if (posix_spawn(&pid, program, nullptr, nullptr, arguments, environment.data()) != 0) return -1;
+    if (posix_spawnp(&pid, arguments[0], nullptr, nullptr, arguments.data(), environment.data()) != 0) {
+      return -1;
+    }
     int status = 0;
     if (waitpid(pid, &status, 0) != pid) return -1;
-    return WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    if (WIFSIGNALED(status)) return WTERMSIG(status);
+    return WEXITSTATUS(status) == 0 ? 0 : -1;
+  }
+  // Makes everything afresh for an operation, closed.
+  void StartAgain(const std::string& operation) {
+    snapshotter_.reset();
+    layers_->Forget();
+    ASSERT_TRUE(base::RemoveTree(options_.root).ok());
+    Open();
+    MakeCommitted("base");
+    SetUpFor(operation);
+    snapshotter_.reset();
   }
   void ExpectWhole(const std::string& operation) {
     const bool done = Done(operation);
@@ -164,18 +185,57 @@ TEST_F(CrashTest, EveryOperationIsWhollyDoneOrWhollyAbsent) {
   for (const Operation& operation : kOperations) {
     for (const char* point : operation.points) {
       SCOPED_TRACE(point);
-      snapshotter_.reset();
-      layers_->Forget();
-      ASSERT_TRUE(base::RemoveTree(options_.root).ok());
-      Open();
-      MakeCommitted("base");
-      SetUpFor(operation.name);
-      snapshotter_.reset();
+      StartAgain(operation.name);
       ASSERT_EQ(RunVictim(operation.name, point), SIGKILL);
       Open();
       ExpectWhole(operation.name);
     }
   }
+}
+
+// System calls that change files, in what the snapshotter and SQLite do.
+constexpr char kMutating[] =
+    "mkdir,chmod,chown,lchown,fchmod,fchown,rename,renameat,unlink,unlinkat,rmdir,pwrite64,ftruncate,fsync,"
+    "fdatasync,fallocate";
+
+// How often each of them is called by one thread at most, by name, from strace's output ("PID name(…").
+std::map<std::string, int> CountCalls(const std::string& trace) {
+  std::map<std::pair<std::string, std::string>, int> by_thread;
+  for (absl::string_view line : absl::StrSplit(trace, '\n')) {
+    const std::vector<std::string> words =
+        absl::StrSplit(line.substr(0, line.find('(')), ' ', absl::SkipEmpty());
+    if (words.size() == 2 && line.find('(') != absl::string_view::npos) ++by_thread[{words[0], words[1]}];
+  }
+  std::map<std::string, int> counts;
+  for (const auto& [key, count] : by_thread) counts[key.second] = std::max(counts[key.second], count);
+  return counts;
+}
+
+TEST_F(CrashTest, KilledAtAnyMutatingSystemCallItIsWholeToo) {
+  int kills = 0;
+  const std::string trace = dir_.File("trace");
+  for (const Operation& operation : kOperations) {
+    StartAgain(operation.name);
+    ASSERT_EQ(RunVictim(operation.name, "",
+                        {"strace", "-f", "-qq", "-o", trace, "-e", absl::StrCat("trace=", kMutating)}),
+              0)
+        << "needs strace";
+    for (const auto& [call, count] : CountCalls(base::ReadFile(trace, 64 << 20).value())) {
+      for (int when = 1; when <= count; ++when) {
+        SCOPED_TRACE(absl::StrCat(operation.name, " killed at ", call, " number ", when));
+        StartAgain(operation.name);
+        const std::string inject = absl::StrCat("inject=", call, ":signal=KILL:when=", when);
+        ASSERT_EQ(RunVictim(operation.name, "",
+                            {"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call, "-e", inject}),
+                  SIGKILL);
+        Open();
+        ExpectWhole(operation.name);
+        ++kills;
+      }
+    }
+  }
+  RecordProperty("kills", kills);
+  EXPECT_GT(kills, 60);
 }
 
 TEST_F(CrashTest, WhatAnAnsweredCallDidStays) {
