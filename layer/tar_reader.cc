@@ -165,6 +165,7 @@ absl::Status TarReader::TakeHeader(EntrySink on_entry) {
   const bool zero = IsZero(block_);
   if (state_ == State::kSecondZero) {
     if (!zero) return Bad("a single zero block is followed by something else");
+    archive_end_ = offset_ - 2 * kTarBlockBytes;
     state_ = State::kEnd;
     return absl::OkStatus();
   }

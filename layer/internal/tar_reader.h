@@ -32,6 +32,12 @@ class TarReader {
   absl::Status Finish() const;
 
   uint64_t offset() const { return offset_; }
+  // Bytes from here on may be, or are, the end of the archive.
+  uint64_t entries_end() const {
+    if (state_ == State::kEnd) return archive_end_;
+    if (state_ == State::kSecondZero) return offset_ - block_used_ - kTarBlockBytes;
+    return state_ == State::kHeader ? offset_ - block_used_ : offset_;
+  }
 
  private:
   enum class State {
@@ -63,6 +69,7 @@ class TarReader {
   State state_ = State::kHeader;
   uint64_t offset_ = 0;         // of the next byte in the stream
   uint64_t header_offset_ = 0;  // of the header being read, for messages
+  uint64_t archive_end_ = 0;    // in kEnd: where the first zero block starts
   uint8_t block_[kTarBlockBytes];
   size_t block_used_ = 0;
 

@@ -1,0 +1,80 @@
+#pragma once
+
+// Placements: "this digest must exist in that repository". It exists, is mounted from another repository of
+// the host, or is uploaded; each (host, repository, digest) once at a time, whoever asks: image, cache, tags,
+// platforms, concurrent exports. Rules: docs/EXPORTER.md.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "base/cancel.h"
+#include "exporter/blob.h"
+#include "oci/reference.h"
+#include "registry/pusher.h"
+
+namespace lazyblob::exporter {
+
+// Image bytes go first, strictly, at chunk granularity; cache bytes use what is left.
+enum class Priority : uint8_t { kImage, kCache };
+
+enum class PlacementState : uint8_t {
+  kQueued,
+  kMounting,
+  kStreaming,
+  // final, exactly one of them:
+  kExists,
+  kMounted,
+  kUploaded,
+  kFailed,
+};
+absl::string_view PlacementStateName(PlacementState state);
+inline bool IsFinal(PlacementState state) { return state >= PlacementState::kExists; }
+
+struct PlacementProgress {
+  PlacementState state = PlacementState::kQueued;
+  uint64_t sent = 0;  // body bytes of this blob to this repository, repeats included
+};
+using OnPlacement = std::function<void(const PlacementProgress&)>;  // any thread; quick
+
+struct PlaceRequest {
+  std::shared_ptr<Blob> blob;
+  oci::Reference repository;  // tag and digest ignored
+  Priority priority = Priority::kImage;
+  OnPlacement progress;  // may be empty
+  std::shared_ptr<base::CancelToken> cancel;
+  std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's
+};
+
+struct PlacerOptions {
+  registry::Client* client = nullptr;  // outlives the placer
+  std::string journal;                 // directory for upload sessions that outlive the process; empty: none
+  int uploads_per_host = 4;            // and one more for bodies up to 64 KiB
+  uint64_t chunk_bytes = 8 << 20;      // unit of priority, retry and memory
+  uint64_t monolithic_bytes = 64 << 20;  // blobs up to this go in one PUT
+  uint64_t max_memory_bytes = 128 << 20;
+  std::function<void(absl::string_view)> log;  // empty: stderr
+};
+
+// Thread-safe.
+class Placer {
+ public:
+  static std::unique_ptr<Placer> Create(PlacerOptions options);
+  virtual ~Placer() = default;  // waits for nothing: cancel what runs first
+
+  // Blocks until the blob is there. An equal placement under way is joined; the more urgent priority of
+  // those who wait counts, cancelling one waiter ends only its own wait, the last one's ends the upload and
+  // its session. An error wakes all and is not kept. What was placed or found is remembered for mounts.
+  // Errors: DataLoss (no source has bytes of that digest; nothing was committed), PermissionDenied, …: each
+  // names digest, host and repository.
+  virtual absl::StatusOr<PlacementState> Place(const PlaceRequest& request) = 0;
+  // The registry said MANIFEST_BLOB_UNKNOWN although the blob seemed to be there: forget what is believed
+  // and upload it, once.
+  virtual absl::StatusOr<PlacementState> PlaceAgain(const PlaceRequest& request) = 0;
+  // Another repository where a digest is: a mount candidate.
+  virtual void Learn(const base::Digest& digest, const oci::Reference& repository) = 0;
+};
+
+}  // namespace lazyblob::exporter

@@ -1,0 +1,60 @@
+#include "layer/tar_stream.h"
+
+#include <optional>
+#include <utility>
+
+#include "layer/internal/gzip_codec.h"
+#include "layer/internal/tar_reader.h"
+#include "layer/internal/zstd_codec.h"
+
+namespace lazyblob::layer {
+namespace {
+
+constexpr uint64_t kNoCheckpoints = uint64_t{1} << 40;
+
+}  // namespace
+
+class TarFollower::Impl {
+ public:
+  internal::TarReader reader;
+};
+
+TarFollower::TarFollower() : impl_(std::make_unique<Impl>()) {}
+TarFollower::~TarFollower() = default;
+
+absl::Status TarFollower::Feed(absl::Span<const uint8_t> bytes, EntrySink on_entry) {
+  internal::TarReader& reader = impl_->reader;
+  return reader.Feed(
+      bytes, [&](Entry entry) { return on_entry(std::move(entry), reader.offset()); },
+      [](const internal::ScrubRange&) {});
+}
+
+absl::Status TarFollower::Finish() const { return impl_->reader.Finish(); }
+uint64_t TarFollower::entries_end() const { return impl_->reader.entries_end(); }
+
+class StreamDecoder::Impl {
+ public:
+  explicit Impl(oci::Compression compression) {
+    if (compression == oci::Compression::kGzip) gzip.emplace(kNoCheckpoints);
+    if (compression == oci::Compression::kZstd) zstd.emplace(internal::kMaxZstdWindow);
+  }
+  std::optional<internal::GzipDecoder> gzip;
+  std::optional<internal::ZstdDecoder> zstd;
+};
+
+StreamDecoder::StreamDecoder(oci::Compression compression) : impl_(std::make_unique<Impl>(compression)) {}
+StreamDecoder::~StreamDecoder() = default;
+
+absl::Status StreamDecoder::Feed(absl::Span<const uint8_t> bytes, DataSink data) {
+  if (impl_->gzip) return impl_->gzip->Feed(bytes, data, [](uint64_t, const internal::GzipCheckpoint&) {});
+  if (impl_->zstd) return impl_->zstd->Feed(bytes, data, [](uint64_t) {});
+  return data(bytes);
+}
+
+absl::Status StreamDecoder::Finish() {
+  if (impl_->gzip) return impl_->gzip->Finish();
+  if (impl_->zstd) return impl_->zstd->Finish();
+  return absl::OkStatus();
+}
+
+}  // namespace lazyblob::layer
