@@ -1,8 +1,11 @@
 #include "daemon/living_requesters.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
+
+#include "daemon/credential_chain.h"
 
 namespace lazyblob::daemon {
 
@@ -17,25 +20,23 @@ void LivingRequesters::Remove(uint64_t number) {
   providers_.erase(number);
 }
 
-absl::StatusOr<std::optional<registry::Credentials>> LivingRequesters::Lookup(absl::string_view host) const {
+std::vector<std::shared_ptr<const registry::CredentialsProvider>> LivingRequesters::Turn() const {
   std::vector<std::shared_ptr<const registry::CredentialsProvider>> providers;
-  size_t start = 0;
-  {
-    absl::MutexLock lock(&mutex_);
-    for (const auto& [number, provider] : providers_) providers.push_back(provider);
-    if (!providers.empty()) start = turn_++ % providers.size();
-  }
-  absl::Status failure;
-  for (size_t i = 0; i < providers.size(); ++i) {
-    auto found = providers[(start + i) % providers.size()]->Lookup(host);
-    if (!found.ok()) {
-      failure.Update(found.status());
-    } else if (found->has_value()) {
-      return found;
-    }
-  }
-  if (!failure.ok()) return failure;
-  return std::optional<registry::Credentials>();
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [number, provider] : providers_) providers.push_back(provider);
+  if (providers.empty()) return providers;
+  auto first = providers.begin() + static_cast<std::ptrdiff_t>(turn_++ % providers.size());
+  std::rotate(providers.begin(), first, providers.end());
+  return providers;
+}
+
+absl::StatusOr<std::optional<registry::Credentials>> LivingRequesters::Lookup(absl::string_view host) const {
+  return CredentialChain(Turn()).Lookup(host);
+}
+
+absl::StatusOr<std::optional<registry::Credentials>> LivingRequesters::LookupFor(
+    absl::string_view host, absl::string_view repository) const {
+  return CredentialChain(Turn()).LookupFor(host, repository);
 }
 
 }  // namespace lazyblob::daemon

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -23,8 +24,14 @@ class LivingRequesters final : public registry::CredentialsProvider {
   // The first credentials any of them has; an error only when none has any and one failed.
   absl::StatusOr<std::optional<registry::Credentials>> Lookup(absl::string_view host) const override
       ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::optional<registry::Credentials>> LookupFor(absl::string_view host,
+                                                                 absl::string_view repository) const override
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  // In the order of this look-up.
+  std::vector<std::shared_ptr<const registry::CredentialsProvider>> Turn() const ABSL_LOCKS_EXCLUDED(mutex_);
+
   mutable absl::Mutex mutex_;
   mutable uint64_t turn_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_ ABSL_GUARDED_BY(mutex_) = 1;

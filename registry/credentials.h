@@ -3,6 +3,7 @@
 // Where user names, passwords and tokens come from, asked at the time of each token request so that changed
 // credentials are picked up. Secrets stay in memory; nothing here is ever logged.
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -17,7 +18,13 @@ struct Credentials {
   std::string password;
   std::string identity_token;  // OAuth2 refresh token; used instead of the password where set
   std::string registry_token;  // bearer token used as it is
+
+  bool empty() const { return username.empty() && identity_token.empty() && registry_token.empty(); }
 };
+
+// Sets user name and password from "user:password" in base64, the "auth" of Docker and CRI. No error repeats
+// any of it.
+absl::Status ParseBasicAuth(absl::string_view base64, Credentials* credentials);
 
 // Thread-safe.
 class CredentialsProvider {
@@ -37,5 +44,14 @@ class CredentialsProvider {
 // bounded in time and output). `path` empty: $DOCKER_CONFIG/config.json, else ~/.docker/config.json. A
 // missing file is no credentials; the file is read again when it changed.
 std::shared_ptr<const CredentialsProvider> DockerConfigCredentials(std::string path);
+
+// Kubernetes pull secrets in a file, or in the files of a directory: Secrets of type
+// kubernetes.io/dockerconfigjson or kubernetes.io/dockercfg as JSON, Lists of them, or a bare
+// .dockerconfigjson. Keys match as kubelet matches them. A file that is not a regular one of the caller's or
+// root's with mode 0600 or less is refused; what is wrong with a file is given to `log` (may be null) when it
+// is found out, and is an error of look-ups that find nothing elsewhere. Read again when something changed;
+// a missing path is no credentials.
+std::shared_ptr<const CredentialsProvider> KubernetesSecretCredentials(
+    std::string path, std::function<void(absl::string_view line)> log);
 
 }  // namespace lazyblob::registry

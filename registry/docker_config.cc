@@ -16,6 +16,7 @@
 #include "base/status.h"
 #include "registry/credentials.h"
 #include "registry/internal/credential_helper.h"
+#include "registry/internal/docker_auth.h"
 #include "registry/internal/file_stamp.h"
 
 namespace lazyblob::registry {
@@ -47,37 +48,6 @@ absl::string_view HostOfKey(absl::string_view key) {
   return api ? key.substr(0, slash) : absl::string_view();
 }
 
-absl::StatusOr<Credentials> ParseAuth(const nlohmann::json& entry) {
-  Credentials credentials;
-  if (!entry.is_object()) return absl::InvalidArgumentError("entry is not an object");
-  ASSIGN_OR_RETURN(std::optional<std::string> auth, base::JsonString(entry, "auth"));
-  ASSIGN_OR_RETURN(std::optional<std::string> username, base::JsonString(entry, "username"));
-  ASSIGN_OR_RETURN(std::optional<std::string> password, base::JsonString(entry, "password"));
-  ASSIGN_OR_RETURN(std::optional<std::string> identity, base::JsonString(entry, "identitytoken"));
-  ASSIGN_OR_RETURN(std::optional<std::string> bearer, base::JsonString(entry, "registrytoken"));
-  credentials.username = username.value_or("");
-  credentials.password = password.value_or("");
-  credentials.identity_token = identity.value_or("");
-  credentials.registry_token = bearer.value_or("");
-  if (auth && !auth->empty()) {
-    std::string plain;
-    if (!absl::Base64Unescape(*auth, &plain)) return absl::InvalidArgumentError("\"auth\" is not base64");
-    size_t colon = plain.find(':');
-    if (colon == std::string::npos) return absl::InvalidArgumentError("\"auth\" is not user:password");
-    credentials.username = plain.substr(0, colon);
-    credentials.password = plain.substr(colon + 1);
-    // Some writers pad with NUL bytes.
-    while (!credentials.password.empty() && credentials.password.back() == '\0')
-      credentials.password.pop_back();
-  }
-  return credentials;
-}
-
-bool Empty(const Credentials& credentials) {
-  return credentials.username.empty() && credentials.identity_token.empty() &&
-         credentials.registry_token.empty();
-}
-
 absl::StatusOr<Config> ParseConfig(const std::string& text) {
   Config config;
   absl::StatusOr<nlohmann::json> json = base::ParseJson(text, kMaxConfig);
@@ -91,14 +61,7 @@ absl::StatusOr<Config> ParseConfig(const std::string& text) {
     }
   }
   if (auto auths = json->find("auths"); auths != json->end() && auths->is_object()) {
-    for (const auto& [key, entry] : auths->items()) {
-      absl::StatusOr<Credentials> credentials = ParseAuth(entry);
-      if (!credentials.ok()) {
-        return base::Annotate(credentials.status(),
-                              absl::StrCat("auths of ", base::Printable(key.substr(0, 100))));
-      }
-      if (!Empty(*credentials)) config.auths.emplace(key, *std::move(credentials));
-    }
+    ASSIGN_OR_RETURN(config.auths, internal::ParseDockerAuths(*auths));
   }
   return config;
 }
@@ -114,7 +77,7 @@ class DockerConfig final : public CredentialsProvider {
     if (!helper.empty()) {
       ASSIGN_OR_RETURN(std::optional<Credentials> found,
                        internal::RunCredentialHelper(helper, KeysOf(host)[0]));
-      if (found && !Empty(*found)) return found;
+      if (found && !found->empty()) return found;
     }
     return FromAuths(*config, host);
   }
