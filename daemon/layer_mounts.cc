@@ -179,6 +179,15 @@ bool LayerMounts::Mounted(const std::string& target) const {
   return found != entries_.end() && found->second.state == Entry::State::kMounted;
 }
 
+std::set<base::Digest> LayerMounts::Layers() const {
+  std::set<base::Digest> layers;
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [target, entry] : entries_) {
+    if (!entry.digest.empty()) layers.insert(entry.digest);
+  }
+  return layers;
+}
+
 std::vector<std::string> LayerMounts::DirectFiles() const {
   std::set<std::string> files;
   absl::MutexLock lock(&mutex_);

@@ -62,6 +62,8 @@ class LayerMounts {
   void ReleaseView(const std::string& source, const fuse::IdMapping& mapping) ABSL_LOCKS_EXCLUDED(mutex_);
 
   bool Mounted(const std::string& target) const ABSL_LOCKS_EXCLUDED(mutex_);
+  // The layers that are mounted now, in whatever way.
+  std::set<base::Digest> Layers() const ABSL_LOCKS_EXCLUDED(mutex_);
   // Cache files of the layers that are mounted without FUSE.
   std::vector<std::string> DirectFiles() const ABSL_LOCKS_EXCLUDED(mutex_);
 
