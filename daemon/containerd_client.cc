@@ -398,6 +398,9 @@ class Client final : public ContainerdClient {
       } else if (!writing.broken) {
         context.TryCancel();
       }
+      content::WriteContentResponse rest;
+      while (writing.stream->Read(&rest)) {
+      }
       end = writing.stream->Finish();
     }
     *opened = writing.opened;
