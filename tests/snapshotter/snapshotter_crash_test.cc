@@ -112,6 +112,8 @@ class CrashTest : public SnapshotterTest {
         "LAZYBLOB_VICTIM_ROOT=" + dir_.path(), "LAZYBLOB_VICTIM_TASK=" + operation,
         point.empty() ? "LAZYBLOB_FAULTS=" : "LAZYBLOB_FAULTS=" + point + "=kill"};
     std::vector<char*> environment;
+    // A traced process cannot look for leaks.
+    if (!wrapper.empty()) environment.push_back(const_cast<char*>("ASAN_OPTIONS=detect_leaks=0"));
     for (const std::string& variable : variables) environment.push_back(const_cast<char*>(variable.c_str()));
     for (char** variable = environ; *variable != nullptr; ++variable) environment.push_back(*variable);
     environment.push_back(nullptr);
