@@ -18,6 +18,8 @@ using Bytes = absl::Span<const uint8_t>;
 
 constexpr size_t kOutputBytes = 128 << 10;
 constexpr size_t kMaxInput = 1 << 30;  // at once; the libraries count in 32 bits
+// What ISA-L makes of some bytes depends on the pieces in which it gets them: always the same, then.
+constexpr size_t kIsalInput = 128 << 10;
 constexpr int kLastIsalLevel = 3;
 constexpr int kDefaultGzipLevel = 6;
 constexpr int kDefaultZstdLevel = 3;
@@ -89,16 +91,17 @@ class IsalEncoder final : public Encoder {
         buffer_(kOutputBytes),
         level_(static_cast<uint32_t>(level)),
         level_buffer_(LevelBytes(level)),
-        stream_(std::make_unique<isal_zstream>()) {}
+        stream_(std::make_unique<isal_zstream>()) {
+    input_.reserve(kIsalInput);
+  }
 
   absl::Status Write(Bytes bytes) override {
     if (!open_) Open();
     while (!bytes.empty()) {
-      const Bytes piece = bytes.first(std::min(bytes.size(), kMaxInput));
+      if (input_.size() == kIsalInput) RETURN_IF_ERROR(Run());
+      const Bytes piece = bytes.first(std::min(bytes.size(), kIsalInput - input_.size()));
       bytes.remove_prefix(piece.size());
-      stream_->next_in = const_cast<uint8_t*>(piece.data());
-      stream_->avail_in = static_cast<uint32_t>(piece.size());
-      RETURN_IF_ERROR(Run());
+      input_.insert(input_.end(), piece.begin(), piece.end());
     }
     return absl::OkStatus();
   }
@@ -106,7 +109,6 @@ class IsalEncoder final : public Encoder {
   absl::Status EndFrame() override {
     if (!open_) return absl::OkStatus();
     open_ = false;
-    stream_->avail_in = 0;
     stream_->end_of_stream = 1;
     return Run();
   }
@@ -126,13 +128,17 @@ class IsalEncoder final : public Encoder {
     stream_->flush = NO_FLUSH;
   }
 
+  // Compresses what has been gathered.
   absl::Status Run() {
+    stream_->next_in = input_.data();
+    stream_->avail_in = static_cast<uint32_t>(input_.size());
     do {
       stream_->next_out = buffer_.data();
       stream_->avail_out = static_cast<uint32_t>(buffer_.size());
       if (::isal_deflate(stream_.get()) != COMP_OK) return absl::InternalError("isal_deflate failed");
       RETURN_IF_ERROR(output_->Write(Bytes(buffer_).first(buffer_.size() - stream_->avail_out)));
     } while (stream_->avail_out == 0 || stream_->avail_in > 0);
+    input_.clear();
     return absl::OkStatus();
   }
 
@@ -141,6 +147,7 @@ class IsalEncoder final : public Encoder {
   const uint32_t level_;
   std::vector<uint8_t> level_buffer_;
   std::unique_ptr<isal_zstream> stream_;
+  std::vector<uint8_t> input_;
   bool open_ = false;
 };
 
