@@ -128,5 +128,19 @@ TEST(Printable, OneSafeLine) {
   EXPECT_EQ(Printable("\xf4\x90\x80\x80"), "\\xf4\\x90\\x80\\x80");
 }
 
+TEST(IsUtf8, ShortestFormsOfUnicodeOnly) {
+  for (absl::string_view good :
+       {absl::string_view(""), absl::string_view("a\0b\n\x7f", 5), absl::string_view("\xc2\x80\xc3\xbc"),
+        absl::string_view("\xe2\x82\xac\xed\x9f\xbf"),
+        absl::string_view("\xf0\x90\x80\x80\xf4\x8f\xbf\xbf")}) {
+    EXPECT_TRUE(IsUtf8(good)) << Printable(good);
+  }
+  for (absl::string_view bad :
+       {"\x80", "\xc3", "\xc0\xaf", "\xc1\xbf", "\xe0\x9f\xbf", "\xed\xa0\x80", "a\xe2\x82",
+        "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff"}) {
+    EXPECT_FALSE(IsUtf8(bad)) << Printable(bad);
+  }
+}
+
 }  // namespace
 }  // namespace lazyblob::base
