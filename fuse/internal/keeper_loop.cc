@@ -61,9 +61,9 @@ absl::Status KeeperLoop::Start() {
   }
   sigset_t handled;
   sigemptyset(&handled);
-  for (int signal : {SIGCHLD, SIGTERM, SIGINT}) sigaddset(&handled, signal);
+  for (int signal : {SIGCHLD, SIGTERM, SIGINT, SIGHUP}) sigaddset(&handled, signal);
   if (sigprocmask(SIG_BLOCK, &handled, nullptr) != 0) return base::ErrnoStatus(errno, "block signals");
-  for (int ignored : {SIGPIPE, SIGHUP}) signal(ignored, SIG_IGN);
+  signal(SIGPIPE, SIG_IGN);
   signals_ = base::UniqueFd(signalfd(-1, &handled, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!signals_.valid()) return base::ErrnoStatus(errno, "signalfd");
 
@@ -163,6 +163,10 @@ void KeeperLoop::ReadSignals() {
   while (read(signals_.get(), &info, sizeof info) == static_cast<ssize_t>(sizeof info)) {
     auto signal = static_cast<int>(info.ssi_signo);
     if (signal == SIGCHLD) continue;
+    if (signal == SIGHUP) {
+      if (daemon_ > 0) kill(daemon_, SIGHUP);
+      continue;
+    }
     stopping_ = true;
     if (daemon_ <= 0) {
       ended_ = true;
