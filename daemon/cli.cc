@@ -153,6 +153,7 @@ class Commands {
       io_.out << (one ? ToJson(status.mounts(0)) : ToJson(status)).dump(2) << "\n";
     } else {
       for (const auto& mount : status.mounts()) PrintMount(mount, io_.out);
+      PrintSnapshots(status, io_.out);
     }
     return absl::OkStatus();
   }

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -68,52 +69,111 @@ api::MountStatus Describe(const MountedImage& image, contentstore::ContentStore&
   return out;
 }
 
+api::NotLazyLayer Describe(const snapshotter::NotLazyLayer& layer) {
+  api::NotLazyLayer out;
+  out.set_layer(base::Printable(layer.layer));
+  out.set_reference(base::Printable(layer.reference));
+  out.set_reason(layer.reason);
+  out.set_detail(base::Printable(layer.detail));
+  out.set_times(layer.times);
+  return out;
+}
+
 ImageRequest FromProto(const api::ImageSource& image) {
   return {image.reference(), image.platform(), image.plain_http(), image.docker_config()};
 }
 
 class Service final : public api::Control::Service {
  public:
-  Service(MountManager* mounts, contentstore::ContentStore* store, Activity* activity)
-      : mounts_(mounts), store_(store), activity_(activity) {}
+  explicit Service(const ControlParts& parts) : parts_(parts) {}
 
   grpc::Status Mount(grpc::ServerContext* context, const api::MountRequest* request,
                      grpc::ServerWriter<api::MountEvent>* writer) override {
     return Stream(context, writer, [&](auto cancel, const LayerProgress& progress) {
-      return mounts_->Mount(FromProto(request->image()), request->directory(), request->mode(),
-                            std::move(cancel), progress);
+      return Described(parts_.mounts->Mount(FromProto(request->image()), request->directory(),
+                                            request->mode(), std::move(cancel), progress));
     });
   }
 
   grpc::Status Index(grpc::ServerContext* context, const api::IndexRequest* request,
                      grpc::ServerWriter<api::MountEvent>* writer) override {
     return Stream(context, writer, [&](auto cancel, const LayerProgress& progress) {
-      return mounts_->Index(FromProto(request->image()), std::move(cancel), progress);
+      return Described(parts_.mounts->Index(FromProto(request->image()), std::move(cancel), progress));
+    });
+  }
+
+  grpc::Status Prepare(grpc::ServerContext* context, const api::PrepareRequest* request,
+                       grpc::ServerWriter<api::MountEvent>* writer) override {
+    return Stream(context, writer, [&](auto cancel, const LayerProgress& progress) {
+      return Prepared(FromProto(request->image()), std::move(cancel), progress);
     });
   }
 
   grpc::Status Unmount(grpc::ServerContext*, const api::UnmountRequest* request,
                        api::UnmountResponse*) override {
-    if (!activity_->Begin()) return Ending();
-    absl::Status status = mounts_->Unmount(request->directory());
-    activity_->End(mounts_->List().size());
+    if (!parts_.activity->Begin()) return Ending();
+    absl::Status status = parts_.mounts->Unmount(request->directory());
+    parts_.activity->End(parts_.mounts->List().size());
     return ToGrpc(status);
   }
 
   grpc::Status Status(grpc::ServerContext*, const api::StatusRequest* request,
                       api::StatusResponse* response) override {
-    for (const MountedImage& image : mounts_->List()) {
-      const std::string& target = request->target();
+    const std::string& target = request->target();
+    for (const MountedImage& image : parts_.mounts->List()) {
       if (!target.empty() && target != image.directory && target != image.reference) continue;
-      *response->add_mounts() = Describe(image, *store_);
+      *response->add_mounts() = Describe(image, *parts_.store);
     }
-    if (response->mounts().empty() && !request->target().empty()) {
-      return ToGrpc(absl::NotFoundError(absl::StrCat(base::Printable(request->target()), ": not mounted")));
+    if (parts_.snapshotter != nullptr) DescribeSnapshots(target, response);
+    if (!target.empty() && response->mounts().empty() && response->not_lazy().empty()) {
+      return ToGrpc(absl::NotFoundError(absl::StrCat(base::Printable(target), ": not mounted")));
     }
     return grpc::Status::OK;
   }
 
  private:
+  absl::StatusOr<api::MountStatus> Described(const absl::StatusOr<MountedImage>& image) {
+    if (!image.ok()) return image.status();
+    return Describe(*image, *parts_.store);
+  }
+
+  // Fails only when the image cannot be resolved: a layer that cannot be lazy is the client's to unpack.
+  absl::StatusOr<api::MountStatus> Prepared(const ImageRequest& request,
+                                            std::shared_ptr<base::CancelToken> cancel,
+                                            const LayerProgress& progress) {
+    ASSIGN_OR_RETURN(auto use, parts_.prepared->Resolve(request, /*afresh=*/true, cancel));
+    const ResolvedImage& image = use->image();
+    api::MountStatus out;
+    out.set_reference(image.reference);
+    out.set_manifest_digest(image.manifest_digest.ToString());
+    for (size_t i = 0; i < image.layers.size(); ++i) {
+      const absl::Status status = use->AwaitLayer(i, progress);
+      if (cancel->cancelled()) return absl::CancelledError("the client has gone");
+      api::LayerStatus& layer = *out.add_layers();
+      layer.set_digest(image.layers[i].digest.ToString());
+      layer.set_size(image.layers[i].size);
+      if (auto known = parts_.store->Find(image.layers[i].digest)) layer = Describe(*known, "");
+      if (status.ok()) continue;
+      layer.set_lazy(false);
+      layer.set_reason(snapshotter::NotLazyReason(status));
+      layer.set_last_error(base::Printable(status.message()));
+    }
+    return out;
+  }
+
+  void DescribeSnapshots(const std::string& target, api::StatusResponse* response) {
+    std::set<base::Digest> seen;
+    for (const snapshotter::LayerMount& mount : parts_.snapshotter->LazyMounts()) {
+      if (!target.empty() || !seen.insert(mount.layer).second) continue;
+      if (auto layer = parts_.store->Find(mount.layer)) {
+        *response->add_snapshot_layers() = Describe(*layer, fuse::ModeName(mount.mode));
+      }
+    }
+    for (const snapshotter::NotLazyLayer& layer : parts_.snapshotter->NotLazyLayers()) {
+      if (target.empty() || target == layer.reference) *response->add_not_lazy() = Describe(layer);
+    }
+  }
+
   static grpc::Status Ending() { return {grpc::StatusCode::ABORTED, "the daemon is ending; try again"}; }
 
   // Cancels `token` when the client of `context` goes away; lives as long as the call.
@@ -139,8 +199,8 @@ class Service final : public api::Control::Service {
   // cancels the work, and what it mounted goes with it.
   template <typename Work>
   grpc::Status Stream(grpc::ServerContext* context, grpc::ServerWriter<api::MountEvent>* writer, Work work) {
-    if (!activity_->Begin()) return Ending();
-    absl::Cleanup end = [this] { activity_->End(mounts_->List().size()); };
+    if (!parts_.activity->Begin()) return Ending();
+    absl::Cleanup end = [this] { parts_.activity->End(parts_.mounts->List().size()); };
     auto cancel = std::make_shared<base::CancelToken>();
     absl::Mutex mutex;
     Watcher watcher(context, cancel);
@@ -152,27 +212,24 @@ class Service final : public api::Control::Service {
       absl::MutexLock lock(&mutex);
       writer->Write(event);
     };
-    absl::StatusOr<MountedImage> image = work(cancel, LayerProgress(report));
+    absl::StatusOr<api::MountStatus> image = work(cancel, LayerProgress(report));
     if (!image.ok()) return ToGrpc(image.status());
     api::MountEvent event;
-    *event.mutable_done() = Describe(*image, *store_);
+    *event.mutable_done() = *image;
     absl::MutexLock lock(&mutex);
     if (context->IsCancelled() || !writer->Write(event)) {
-      if (!image->directory.empty()) mounts_->Unmount(image->directory).IgnoreError();
+      if (!image->directory().empty()) parts_.mounts->Unmount(image->directory()).IgnoreError();
       return grpc::Status::CANCELLED;
     }
     return grpc::Status::OK;
   }
 
-  MountManager* const mounts_;
-  contentstore::ContentStore* const store_;
-  Activity* const activity_;
+  const ControlParts parts_;
 };
 
 class Server final : public ControlServer {
  public:
-  Server(MountManager* mounts, contentstore::ContentStore* store, Activity* activity)
-      : service_(mounts, store, activity) {}
+  explicit Server(const ControlParts& parts) : service_(parts) {}
   ~Server() override {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
     unlinkat(directory_.get(), name_.c_str(), 0);
@@ -208,10 +265,8 @@ class Server final : public ControlServer {
 
 absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Start(const std::string& directory,
                                                                     const std::string& name,
-                                                                    MountManager* mounts,
-                                                                    contentstore::ContentStore* store,
-                                                                    Activity* activity) {
-  auto server = std::make_unique<Server>(mounts, store, activity);
+                                                                    const ControlParts& parts) {
+  auto server = std::make_unique<Server>(parts);
   RETURN_IF_ERROR(server->Listen(directory, name));
   return server;
 }

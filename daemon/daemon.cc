@@ -4,7 +4,10 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <cstdio>
+#include <functional>
 #include <memory>
 #include <set>
 #include <thread>
@@ -17,14 +20,17 @@
 #include "daemon/activity.h"
 #include "daemon/control_service.h"
 #include "daemon/image_layers.h"
-#include "daemon/living_requesters.h"
 #include "daemon/mount_manager.h"
 #include "daemon/page_sweeper.h"
 #include "daemon/plain_http_hosts.h"
+#include "daemon/prepared_images.h"
+#include "daemon/registry_access.h"
+#include "daemon/snapshot_layers.h"
 #include "fuse/keeper_client.h"
 #include "fuse/server.h"
 #include "oci/reference.h"
 #include "registry/client.h"
+#include "snapshotter/snapshots_service.h"
 
 namespace lazyblob::daemon {
 namespace {
@@ -56,6 +62,22 @@ absl::StatusOr<std::shared_ptr<contentstore::BlobSource>> MakeSource(registry::C
   return absl::NotFoundError(absl::StrCat("no such kind of source: ", base::Printable(name)));
 }
 
+// Everything the parts say is worth an operator's eye: level warning.
+std::function<void(absl::string_view)> MakeLog(const std::string& level) {
+  if (level == "error") return [](absl::string_view) {};
+  return [](absl::string_view line) {
+    const std::string text = absl::StrCat("lazyblobd: ", line, "\n");
+    fwrite(text.data(), 1, text.size(), stderr);
+  };
+}
+
+// A standalone daemon has no credentials but those that come with its mounts.
+Config AccessConfig(const DaemonOptions& options) {
+  Config config = options.config;
+  if (options.standalone) config.credentials.docker_config.clear();
+  return config;
+}
+
 // The parts in the order they are built; members are destroyed in the opposite order.
 class Daemon {
  public:
@@ -63,65 +85,47 @@ class Daemon {
 
   absl::Status Start() {
     ASSIGN_OR_RETURN(keeper_, fuse::KeeperClient::Connect(base::UniqueFd(options_.keeper_fd)));
-    ASSIGN_OR_RETURN(auto connection, keeper_->TakeConnection());
-
-    registry::ClientOptions client;
-    client.credentials = std::shared_ptr<const registry::CredentialsProvider>(&requesters_, [](auto*) {});
-    RETURN_IF_ERROR(plain_http_.Load(options_.root + "/plain_http_hosts.json"));
-    client.is_plain_http = [this](const std::string& host) { return plain_http_.Contains(host); };
-    client_ = std::make_unique<registry::Client>(std::move(client));
-
-    contentstore::ContentStoreOptions store;
-    store.root = options_.root + "/layers";
-    store.source_factory = [client = client_.get()](absl::string_view name) {
-      return MakeSource(client, name);
-    };
-    ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
-
-    fuse::ServerOptions server;
-    server.device = std::move(connection.device);
-    server.replay_request = std::move(connection.init.request);
-    server.replay_answer = std::move(connection.init.answer);
-    server.on_init = [this](const fuse::InitExchange& init) { return keeper_->SaveInit(init); };
-    server_ = std::make_unique<fuse::FuseServer>(store_.get(), std::move(server));
-    RETURN_IF_ERROR(server_->Start());
-    keeper_->OnPredecessorReaped([this] { server_->Resend().IgnoreError(); });
-
-    ImageLayers::Parts shared;
-    shared.root = options_.root;
-    shared.client = client_.get();
-    shared.store = store_.get();
-    shared.mounter = keeper_.get();
-    shared.reads = {[this](const base::Digest& layer) { server_->FailLayer(layer); },
-                    [this](const base::Digest& layer) { server_->AllowLayer(layer); }};
-    shared.plain_http = &plain_http_;
-    layers_ = std::make_unique<ImageLayers>(shared);
-    MountManager::Parts parts;
-    parts.layers = layers_.get();
-    parts.mounter = keeper_.get();
-    parts.requesters = &requesters_;
-    mounts_ = std::make_unique<MountManager>(parts);
-    ASSIGN_OR_RETURN(std::vector<std::string> found, keeper_->Mounted());
-    const std::set<std::string> mounted(found.begin(), found.end());
-    layers_->mounts().Inherit(mounted);
-    RETURN_IF_ERROR(mounts_->Restore(mounted));
+    ASSIGN_OR_RETURN(fuse::KeeperClient::Connection connection, keeper_->TakeConnection());
+    const bool successor = connection.generation > 1;
+    RETURN_IF_ERROR(StartReading(std::move(connection)));
+    RETURN_IF_ERROR(StartMounts());
+    if (!options_.standalone) RETURN_IF_ERROR(StartSnapshots());
     layers_->mounts().UnmountInherited();
     sweeper_ =
         std::make_unique<PageSweeper>(kSweepInterval, [this] { return layers_->mounts().DirectFiles(); });
-    ASSIGN_OR_RETURN(control_, ControlServer::Start(options_.root, "control.sock", mounts_.get(),
-                                                    store_.get(), &activity_));
+    ControlParts control;
+    control.mounts = mounts_.get();
+    control.prepared = prepared_.get();
+    control.store = store_.get();
+    control.snapshotter = snapshotter_.get();
+    control.activity = &activity_;
+    ASSIGN_OR_RETURN(control_, ControlServer::Start(root(), "control.sock", control));
+    if (options_.standalone) return absl::OkStatus();
+    // A predecessor may not be quite dead yet, and its socket still accept.
+    if (successor) unlink(options_.config.address.c_str());
+    CriProxy* const cri = access_.cri();
+    ASSIGN_OR_RETURN(snapshot_server_,
+                     snapshotter::SnapshotServer::Start(options_.config.address, snapshotter_.get(), {},
+                                                        cri == nullptr ? nullptr : cri->service()));
     return absl::OkStatus();
   }
 
   void Serve() { activity_.Wait(options_.standalone, mounts_->List().size(), kFirstCallGrace); }
 
-  // Whatever was started; the order matters: no new calls, then no mounts, then no connection.
-  void Stop() {
+  // Whatever was started; the order matters: no new calls, then no mounts, then no connection. With
+  // `hand_over` everything stays mounted for the successor, and reads wait for it.
+  void Stop(bool hand_over) {
+    snapshot_server_.reset();
     control_.reset();
     sweeper_.reset();
-    if (mounts_ != nullptr) mounts_->UnmountAll();
-    if (keeper_ != nullptr) keeper_->Shutdown().IgnoreError();  // unmounting needs the server
+    prepared_.reset();
+    snapshotter_.reset();
+    if (!hand_over) {
+      if (mounts_ != nullptr) mounts_->UnmountAll();
+      if (keeper_ != nullptr) keeper_->Shutdown().IgnoreError();  // unmounting needs the server
+    }
     if (server_ != nullptr) server_->Stop();
+    snapshots_.reset();
     mounts_.reset();
     layers_.reset();
     keeper_.reset();  // its callback uses the server
@@ -130,37 +134,115 @@ class Daemon {
   Activity& activity() { return activity_; }
 
  private:
+  const std::string& root() const { return options_.config.root; }
+
+  // Sources, cache and the FUSE server: from here on reads of what is mounted are answered.
+  absl::Status StartReading(fuse::KeeperClient::Connection connection) {
+    registry::ClientOptions client = access_.Options();
+    RETURN_IF_ERROR(plain_http_.Load(root() + "/plain_http_hosts.json"));
+    client.is_plain_http = [this](const std::string& host) { return plain_http_.Contains(host); };
+    if (options_.standalone) client.local_hosts_may_be_insecure = false;  // --plain-http says so
+    client_ = std::make_unique<registry::Client>(std::move(client));
+
+    contentstore::ContentStoreOptions store;
+    store.root = root() + "/layers";
+    store.source_factory = [client = client_.get()](absl::string_view name) {
+      return MakeSource(client, name);
+    };
+    store.log = log_;
+    ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
+
+    fuse::ServerOptions server;
+    server.device = std::move(connection.device);
+    server.replay_request = std::move(connection.init.request);
+    server.replay_answer = std::move(connection.init.answer);
+    server.on_init = [this](const fuse::InitExchange& init) { return keeper_->SaveInit(init); };
+    server.read_deadline = options_.config.fuse.read_deadline;
+    server.log = log_;
+    server_ = std::make_unique<fuse::FuseServer>(store_.get(), std::move(server));
+    RETURN_IF_ERROR(server_->Start());
+    keeper_->OnPredecessorReaped([this] { server_->Resend().IgnoreError(); });
+    return absl::OkStatus();
+  }
+
+  absl::Status StartMounts() {
+    ImageLayers::Parts shared;
+    shared.root = root();
+    shared.client = client_.get();
+    shared.store = store_.get();
+    shared.mounter = keeper_.get();
+    shared.reads = {[this](const base::Digest& layer) { server_->FailLayer(layer); },
+                    [this](const base::Digest& layer) { server_->AllowLayer(layer); }};
+    shared.plain_http = &plain_http_;
+    layers_ = std::make_unique<ImageLayers>(shared);
+    PreparedImagesOptions prepared;
+    prepared.stream_plain = options_.config.snapshotter.plain_layers == "stream";
+    prepared.resolve_timeout = options_.config.snapshotter.resolve_timeout;
+    prepared_ = std::make_unique<PreparedImages>(layers_.get(), prepared);
+    MountManager::Parts parts;
+    parts.layers = layers_.get();
+    parts.mounter = keeper_.get();
+    parts.requesters = access_.requesters();
+    mounts_ = std::make_unique<MountManager>(parts);
+    ASSIGN_OR_RETURN(std::vector<std::string> found, keeper_->Mounted());
+    const std::set<std::string> mounted(found.begin(), found.end());
+    layers_->mounts().Inherit(mounted);
+    return mounts_->Restore(mounted);
+  }
+
+  absl::Status StartSnapshots() {
+    SnapshotLayers::Options snapshots;
+    ASSIGN_OR_RETURN(snapshots.mode, fuse::ParseMode(options_.config.fuse.mode));
+    snapshots.max_cache_bytes = options_.config.cache.max_bytes;
+    snapshots_ = std::make_unique<SnapshotLayers>(layers_.get(), prepared_.get(), snapshots);
+    snapshotter::SnapshotterOptions options;
+    options.root = root();
+    options.layers = snapshots_.get();
+    options.log = log_;
+    ASSIGN_OR_RETURN(snapshotter_, snapshotter::Snapshotter::Open(std::move(options)));
+    return absl::OkStatus();
+  }
+
   const DaemonOptions options_;
+  const std::function<void(absl::string_view)> log_ = MakeLog(options_.config.log_level);
   Activity activity_;
-  LivingRequesters requesters_;
+  RegistryAccess access_{AccessConfig(options_), log_};
   PlainHttpHosts plain_http_;
   std::unique_ptr<fuse::KeeperClient> keeper_;
   std::unique_ptr<registry::Client> client_;
   std::unique_ptr<contentstore::ContentStore> store_;
   std::unique_ptr<fuse::FuseServer> server_;
   std::unique_ptr<ImageLayers> layers_;
+  std::unique_ptr<PreparedImages> prepared_;
   std::unique_ptr<MountManager> mounts_;
+  std::unique_ptr<SnapshotLayers> snapshots_;
+  std::unique_ptr<snapshotter::Snapshotter> snapshotter_;
   std::unique_ptr<PageSweeper> sweeper_;
   std::unique_ptr<ControlServer> control_;
+  std::unique_ptr<snapshotter::SnapshotServer> snapshot_server_;
 };
 
-// Turns SIGTERM and SIGINT, blocked in every thread, into a request to stop. SIGUSR1 ends the thread itself.
+// Turns SIGTERM, SIGINT and SIGHUP, blocked in every thread, into a request to stop. SIGUSR1 ends the thread
+// itself.
 class StopSignals {
  public:
   StopSignals() {
     sigemptyset(&set_);
-    for (int signal : {SIGTERM, SIGINT, SIGUSR1}) sigaddset(&set_, signal);
+    for (int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set_, signal);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGHUP, SIG_IGN);
   }
   void Watch(Activity* activity) {
     thread_ = std::thread([this, activity] {
       int signal = 0;
       sigwait(&set_, &signal);
-      if (signal != SIGUSR1) activity->RequestStop();
+      if (signal == SIGUSR1) return;
+      hand_over_ = signal == SIGHUP;
+      activity->RequestStop();
     });
   }
+  // Whether the stop was asked for by SIGHUP.
+  bool hand_over() const { return hand_over_; }
   ~StopSignals() {
     if (!thread_.joinable()) return;
     pthread_kill(thread_.native_handle(), SIGUSR1);
@@ -169,6 +251,7 @@ class StopSignals {
 
  private:
   sigset_t set_;
+  std::atomic<bool> hand_over_{false};
   std::thread thread_;
 };
 
@@ -186,7 +269,7 @@ absl::Status RunDaemon(const DaemonOptions& options) {
   } else {
     Announce(options.ready_fd, absl::StrCat("error: ", status.message()));
   }
-  daemon.Stop();
+  daemon.Stop(status.ok() && signals.hand_over());
   return status;
 }
 

@@ -17,11 +17,13 @@
 #include "base/fault.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "daemon/config.h"
 #include "daemon/daemon.h"
 #include "daemon/state_root.h"
 
 namespace {
 
+using lazyblob::daemon::Config;
 using lazyblob::daemon::DaemonOptions;
 
 std::string SelfPath() {
@@ -30,20 +32,73 @@ std::string SelfPath() {
   return n > 0 ? std::string(path, static_cast<size_t>(n)) : "/usr/sbin/lazyblobd";
 }
 
+// What the command line says; empty: the configuration's value.
+struct Arguments {
+  std::string config;
+  std::string root;
+  std::string address;
+  std::string log_level;
+  bool standalone = false;
+  int keeper_fd = -1;
+  int ready_fd = -1;
+};
+
+constexpr char kConfigPath[] = "/etc/lazyblob/config.toml";
+
+absl::StatusOr<Config> ReadConfig(const Arguments& arguments) {
+  Config config;
+  if (!arguments.standalone) {
+    const bool named = !arguments.config.empty();
+    ASSIGN_OR_RETURN(config, lazyblob::daemon::LoadConfig(named ? arguments.config : kConfigPath, named));
+  }
+  if (!arguments.root.empty()) config.root = arguments.root;
+  if (!arguments.address.empty()) config.address = arguments.address;
+  if (!arguments.log_level.empty()) config.log_level = arguments.log_level;
+  return config;
+}
+
+// Of a daemon that serves containerd: what runs must outlive a mistake in the file, so a successor takes the
+// last configuration that was good.
+absl::StatusOr<Config> ReadConfigOfSuccessor(const Arguments& arguments) {
+  absl::StatusOr<Config> config = ReadConfig(arguments);
+  if (arguments.standalone) return config;
+  const std::string kept = arguments.root + "/config.toml";
+  const std::string path = arguments.config.empty() ? kConfigPath : arguments.config;
+  if (config.ok()) {
+    auto text = lazyblob::base::ReadFile(path, 1 << 20);
+    if (text.ok()) {
+      RETURN_IF_ERROR(lazyblob::base::WriteFileAtomically(kept, *text));
+    } else {
+      unlink(kept.c_str());
+    }
+    return config;
+  }
+  Arguments before = arguments;
+  before.config = kept;
+  absl::StatusOr<Config> last = ReadConfig(before);
+  if (!last.ok()) return config;
+  fprintf(stderr, "lazyblobd: %s; going on as before\n", std::string(config.status().message()).c_str());
+  return last;
+}
+
 // Replaces this process by the keeper. Returns only on failure.
-absl::Status BecomeKeeper(const DaemonOptions& options) {
+absl::Status BecomeKeeper(const Arguments& arguments) {
   if (geteuid() != 0) {
     return absl::PermissionDeniedError("lazyblobd must run as root: it mounts file systems");
   }
-  auto lock = lazyblob::daemon::LockStateRoot(options.root, absl::Seconds(10));
+  ASSIGN_OR_RETURN(const Config config, ReadConfig(arguments));
+  auto lock = lazyblob::daemon::LockStateRoot(config.root, absl::Seconds(10));
   if (!lock.ok()) return lock.status();
   fcntl(lock->get(), F_SETFD, 0);
   std::string self = SelfPath();
   std::string keeper = absl::StrCat(self.substr(0, self.rfind('/')), "/lazyblob-keeper");
   std::vector<std::string> words = {keeper};
-  if (options.ready_fd >= 0) words.push_back(absl::StrCat("--ready-fd=", options.ready_fd));
-  words.insert(words.end(), {"--", self, "--root", options.root});
-  if (options.standalone) words.emplace_back("--standalone");
+  if (arguments.ready_fd >= 0) words.push_back(absl::StrCat("--ready-fd=", arguments.ready_fd));
+  words.insert(words.end(), {"--", self, "--root", config.root});
+  if (!arguments.config.empty()) words.insert(words.end(), {"--config", arguments.config});
+  if (!arguments.address.empty()) words.insert(words.end(), {"--address", arguments.address});
+  if (!arguments.log_level.empty()) words.insert(words.end(), {"--log-level", arguments.log_level});
+  if (arguments.standalone) words.emplace_back("--standalone");
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
@@ -51,24 +106,38 @@ absl::Status BecomeKeeper(const DaemonOptions& options) {
   return lazyblob::base::ErrnoStatus(errno, absl::StrCat("start ", keeper));
 }
 
+absl::Status Run(const Arguments& arguments) {
+  if (arguments.keeper_fd < 0) return BecomeKeeper(arguments);
+  DaemonOptions options;
+  ASSIGN_OR_RETURN(options.config, ReadConfigOfSuccessor(arguments));
+  options.keeper_fd = arguments.keeper_fd;
+  options.standalone = arguments.standalone;
+  options.ready_fd = arguments.ready_fd;
+  return lazyblob::daemon::RunDaemon(options);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   lazyblob::base::ArmFaultsFromEnvironment();
-  DaemonOptions options;
-  options.root = "/var/lib/lazyblob";
+  Arguments arguments;
   CLI::App app("lazyblobd: mounts container images before they are downloaded");
-  app.add_option("--root", options.root, "state directory, on ext4, xfs or btrfs")->capture_default_str();
-  app.add_flag("--standalone", options.standalone, "end with the last mount");
-  app.add_option("--keeper-fd", options.keeper_fd)->group("");
-  app.add_option("--ready-fd", options.ready_fd)->group("");
+  app.add_option("--config", arguments.config, "configuration [/etc/lazyblob/config.toml, if it is there]");
+  app.add_option("--root", arguments.root, "state directory, on ext4, xfs or btrfs [/var/lib/lazyblob]");
+  app.add_option("--address", arguments.address,
+                 "socket for containerd [/run/lazyblob/lazyblob.sock], in a directory of its own");
+  app.add_option("--log-level", arguments.log_level, "error, warning, info or debug")
+      ->check(CLI::IsMember({"error", "warning", "info", "debug"}));
+  app.add_flag("--standalone", arguments.standalone, "end with the last mount; serve no containerd");
+  app.add_option("--keeper-fd", arguments.keeper_fd)->group("");
+  app.add_option("--ready-fd", arguments.ready_fd)->group("");
   CLI11_PARSE(app, argc, argv);
   umask(077);
-  absl::Status status = options.keeper_fd >= 0 ? lazyblob::daemon::RunDaemon(options) : BecomeKeeper(options);
+  absl::Status status = Run(arguments);
   if (status.ok()) return 0;
   std::string line = absl::StrCat("error: ", status.message(), "\n");
-  if (options.keeper_fd < 0 && options.ready_fd >= 0) {
-    if (write(options.ready_fd, line.data(), line.size()) < 0) return 1;
+  if (arguments.keeper_fd < 0 && arguments.ready_fd >= 0) {
+    if (write(arguments.ready_fd, line.data(), line.size()) < 0) return 1;
   } else {
     fprintf(stderr, "lazyblobd: %s", line.c_str());
   }

@@ -31,6 +31,16 @@ json LayerToJson(const api::LayerStatus& layer) {
           {"last_error", layer.last_error()}};
 }
 
+void PrintLayer(const api::LayerStatus& layer, std::ostream& out) {
+  out << absl::StrFormat("  %s  %-12s %10s  fetched %10s  served %10s  %s\n", layer.digest().substr(0, 19),
+                         layer.format(), Megabytes(layer.size()), Megabytes(layer.fetched_bytes()),
+                         Megabytes(layer.served_bytes()),
+                         layer.lazy()             ? "lazy"
+                         : layer.reason().empty() ? "complete"
+                                                  : layer.reason());
+  if (!layer.last_error().empty()) out << "    last error: " << layer.last_error() << "\n";
+}
+
 }  // namespace
 
 json ToJson(const api::MountStatus& mount) {
@@ -51,20 +61,42 @@ json ToJson(const api::StatusResponse& status) {
       if (seen.insert(layer.digest()).second) layers.push_back(LayerToJson(layer));
     }
   }
-  return {{"mounts", std::move(mounts)}, {"layers", std::move(layers)}};
+  json snapshot_layers = json::array();
+  for (const auto& layer : status.snapshot_layers()) {
+    snapshot_layers.push_back(LayerToJson(layer));
+    if (seen.insert(layer.digest()).second) layers.push_back(LayerToJson(layer));
+  }
+  json not_lazy = json::array();
+  json reasons = json::object();
+  for (const auto& layer : status.not_lazy()) {
+    not_lazy.push_back({{"layer", layer.layer()},
+                        {"reference", layer.reference()},
+                        {"reason", layer.reason()},
+                        {"detail", layer.detail()},
+                        {"times", layer.times()}});
+    reasons[layer.reason()] = reasons.value(layer.reason(), uint64_t{0}) + layer.times();
+  }
+  return {{"mounts", std::move(mounts)},
+          {"layers", std::move(layers)},
+          {"snapshot_layers", std::move(snapshot_layers)},
+          {"not_lazy", std::move(not_lazy)},
+          {"not_lazy_reasons", std::move(reasons)}};
 }
 
 void PrintMount(const api::MountStatus& mount, std::ostream& out) {
   out << mount.reference() << "\n";
   if (!mount.directory().empty()) out << "  at " << mount.directory() << ", mode " << mount.mode() << "\n";
-  for (const auto& layer : mount.layers()) {
-    out << absl::StrFormat("  %s  %-12s %10s  fetched %10s  served %10s  %s\n", layer.digest().substr(0, 19),
-                           layer.format(), Megabytes(layer.size()), Megabytes(layer.fetched_bytes()),
-                           Megabytes(layer.served_bytes()),
-                           layer.lazy()             ? "lazy"
-                           : layer.reason().empty() ? "complete"
-                                                    : layer.reason());
-    if (!layer.last_error().empty()) out << "    last error: " << layer.last_error() << "\n";
+  for (const auto& layer : mount.layers()) PrintLayer(layer, out);
+}
+
+void PrintSnapshots(const api::StatusResponse& status, std::ostream& out) {
+  if (!status.snapshot_layers().empty()) out << "lazy layers of snapshots\n";
+  for (const auto& layer : status.snapshot_layers()) PrintLayer(layer, out);
+  if (!status.not_lazy().empty()) out << "layers that the client had to unpack\n";
+  for (const auto& layer : status.not_lazy()) {
+    out << absl::StrFormat("  %s  %s, %d times: %s\n", layer.layer().substr(0, 19), layer.reason(),
+                           layer.times(), layer.reference());
+    if (!layer.detail().empty()) out << "    " << layer.detail() << "\n";
   }
 }
 

@@ -16,11 +16,14 @@ namespace lazyblob::daemon {
 // {"reference", "manifest_digest", "directory", "mode", "mode_reason", "layers": [{"digest", "format",
 // "mode", "size", "fetched_bytes", "served_bytes", "lazy", "reason", …}]}
 nlohmann::json ToJson(const control::v1::MountStatus& mount);
-// {"mounts": [...], "layers": [every layer of every mount once]}
+// {"mounts": [...], "layers": [every layer once], "snapshot_layers": [those of lazy snapshots],
+// "not_lazy": [{"layer", "reference", "reason", "detail", "times"}], "not_lazy_reasons": {reason: times}}
 nlohmann::json ToJson(const control::v1::StatusResponse& status);
 
 // Some lines per mount.
 void PrintMount(const control::v1::MountStatus& mount, std::ostream& out);
+// What containerd's snapshots hold; nothing when there are none.
+void PrintSnapshots(const control::v1::StatusResponse& status, std::ostream& out);
 
 // Progress of layers that are being fetched. One thread at a time.
 class ProgressPrinter {

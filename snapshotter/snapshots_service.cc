@@ -258,12 +258,13 @@ class Server final : public SnapshotServer {
       : place_(std::move(place)), service_(snapshotter) {}
   ~Server() override {
     if (server_ == nullptr) return;
-    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
     server_->Wait();
     place_.Remove();
   }
 
-  absl::Status Listen(const std::string& address, const std::vector<grpc::Service*>& services) {
+  absl::Status Listen(const std::string& address, const std::vector<grpc::Service*>& services,
+                      grpc::CallbackGenericService* others) {
     grpc::ServerBuilder builder;
     grpc::ResourceQuota quota("snapshots");
     quota.SetMaxThreads(128);  // of the further services
@@ -273,6 +274,8 @@ class Server final : public SnapshotServer {
     builder.AddListeningPort("unix:" + place_.ShortPath(), grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
     for (grpc::Service* service : services) builder.RegisterService(service);
+    if (others != nullptr) builder.RegisterCallbackGenericService(others);
+    if (others != nullptr) builder.RegisterCallbackGenericService(others);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return absl::InternalError(absl::StrCat("cannot listen on ", address));
     return place_.Secure();
@@ -313,10 +316,11 @@ absl::Status WireStatus(const absl::Status& status) {
 }
 
 absl::StatusOr<std::unique_ptr<SnapshotServer>> SnapshotServer::Start(
-    const std::string& address, Snapshotter* snapshotter, const std::vector<grpc::Service*>& services) {
+    const std::string& address, Snapshotter* snapshotter, const std::vector<grpc::Service*>& services,
+    grpc::CallbackGenericService* others) {
   ASSIGN_OR_RETURN(internal::SocketPlace place, internal::SocketPlace::Take(address));
   auto server = std::make_unique<Server>(std::move(place), snapshotter);
-  RETURN_IF_ERROR(server->Listen(address, services));
+  RETURN_IF_ERROR(server->Listen(address, services, others));
   return server;
 }
 

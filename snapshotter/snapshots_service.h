@@ -12,6 +12,7 @@
 #include "snapshotter/snapshotter.h"
 
 namespace grpc {
+class CallbackGenericService;
 class Service;
 }  // namespace grpc
 
@@ -33,16 +34,18 @@ constexpr size_t kMaxStatusMessage = 2 << 10;  // longer ones are cut: HTTP/2 he
 // that no ENOENT is taken for a missing snapshot, no EEXIST for a layer that is there.
 absl::Status WireStatus(const absl::Status& status);
 
-// Serves until destroyed; the destructor cancels calls that have not ended after two seconds. Thread-safe.
+// Serves until destroyed; the destructor cancels calls that have not ended after half a second. Thread-safe.
 class SnapshotServer {
  public:
   // Listens on the unix socket `address` (an absolute path, of any length), mode 0600. Its directory is made
   // 0700 when missing; FailedPrecondition when it is not the caller's own, not 0700, or a symbolic link, and
   // when the address is something else than a socket. A socket that a dead predecessor left is replaced;
-  // AlreadyExists when somebody answers there. The snapshotter and the services outlive the server. Requests
-  // may name any `snapshotter`: a proxy plugin serves under whatever name it was registered.
+  // AlreadyExists when somebody answers there. `others` gets the methods that no service has. The snapshotter
+  // and the services outlive the server. Requests may name any `snapshotter`: a proxy plugin serves under
+  // whatever name it was registered.
   static absl::StatusOr<std::unique_ptr<SnapshotServer>> Start(
-      const std::string& address, Snapshotter* snapshotter, const std::vector<grpc::Service*>& services = {});
+      const std::string& address, Snapshotter* snapshotter, const std::vector<grpc::Service*>& services = {},
+      grpc::CallbackGenericService* others = nullptr);
   virtual ~SnapshotServer() = default;
 };
 

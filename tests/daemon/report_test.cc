@@ -46,6 +46,33 @@ TEST(ReportTest, StatusListsALayerOfTwoMountsOnce) {
   EXPECT_EQ(json["layers"].size(), 1u);
 }
 
+TEST(ReportTest, SnapshotsAndWhatIsNotLazyAreTold) {
+  control::v1::StatusResponse status;
+  *status.add_mounts() = Example();
+  *status.add_snapshot_layers() = Example().layers(0);
+  for (int times : {2, 3}) {
+    auto* layer = status.add_not_lazy();
+    layer->set_layer("sha256:" + std::string(64, 'b'));
+    layer->set_reference("localhost:5000/c:d");
+    layer->set_reason("no-index");
+    layer->set_detail("left to the client");
+    layer->set_times(static_cast<uint64_t>(times));
+  }
+  nlohmann::json json = ToJson(status);
+  EXPECT_EQ(json["layers"].size(), 1u);
+  EXPECT_EQ(json["snapshot_layers"].size(), 1u);
+  EXPECT_EQ(json["not_lazy"][0]["reason"], "no-index");
+  EXPECT_EQ(json["not_lazy_reasons"]["no-index"], 5);
+  std::ostringstream out;
+  PrintSnapshots(status, out);
+  EXPECT_NE(out.str().find("lazy layers of snapshots\n  sha256:aaaaaaaaaaaa"), std::string::npos);
+  EXPECT_NE(out.str().find("no-index, 2 times: localhost:5000/c:d\n    left to the client"),
+            std::string::npos);
+  std::ostringstream nothing;
+  PrintSnapshots(control::v1::StatusResponse(), nothing);
+  EXPECT_EQ(nothing.str(), "");
+}
+
 TEST(ReportTest, ProgressStyles) {
   using Style = ProgressPrinter::Style;
   EXPECT_EQ(ProgressPrinter::ParseStyle("auto", true), Style::kTerminal);
