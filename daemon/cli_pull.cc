@@ -1,5 +1,6 @@
 #include "daemon/cli_pull.h"
 
+#include <functional>
 #include <memory>
 #include <utility>
 #include <variant>
@@ -13,6 +14,7 @@
 #include "daemon/control_client.h"
 #include "daemon/interrupt.h"
 #include "daemon/pull.h"
+#include "daemon/registry_access.h"
 #include "daemon/report.h"
 #include "oci/manifest.h"
 #include "oci/reference.h"
@@ -41,11 +43,13 @@ absl::StatusOr<PullOptions> Options(const PullArguments& arguments) {
 }
 
 registry::ClientOptions RegistryOptions(const PullArguments& arguments, const Config& config,
-                                        const oci::Reference& reference) {
-  registry::ClientOptions options;
-  options.ca_file = config.registry.ca_file;
+                                        const oci::Reference& reference,
+                                        std::function<void(absl::string_view)> warn) {
+  RegistryAccess access(config, std::move(warn));
+  // Who calls comes before what the daemon knows.
+  access.requesters()->Add(registry::DockerConfigCredentials(arguments.docker_config));
+  registry::ClientOptions options = access.Options();
   if (arguments.plain_http) options.plain_http_hosts = {reference.host};
-  options.credentials = registry::DockerConfigCredentials(arguments.docker_config);
   return options;
 }
 
@@ -67,7 +71,9 @@ absl::Status RunPull(const PullArguments& arguments, CliIo io) {
   InterruptCancels interrupt(cancel);
   ASSIGN_OR_RETURN(auto containerd,
                    ContainerdClient::Connect(arguments.containerd, arguments.name_space, cancel));
-  registry::Client client(RegistryOptions(arguments, config, options.reference));
+  registry::Client client(RegistryOptions(arguments, config, options.reference, [&](absl::string_view line) {
+    io.err << "lazyblob: warning: " << line << "\n";
+  }));
   ProgressPrinter printer(ProgressPrinter::ParseStyle(arguments.progress, io.terminal), io.err);
 
   PullParts parts;

@@ -117,6 +117,7 @@ TEST(Config, WhatIsWrongIsNamedWithItsLine) {
            {"a = 1\na = 2", "f:2: ", ""},
            {"root = \"/a\nb\"", "f:1: ", ""},
            {"[fuse", "f:1: ", ""},
+           {"root = '/a'\n\n[.fuse]\nmode = 'auto'", "f:3: not TOML", ""},
            {"\xff = 1", "f:1: ", ""}}) {
     auto config = ParseConfig(c.text, "f");
     ASSERT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument) << c.text;

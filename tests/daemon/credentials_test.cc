@@ -8,7 +8,10 @@
 #include "daemon/credential_chain.h"
 #include "daemon/cri_credentials.h"
 #include "daemon/living_requesters.h"
+#include "daemon/registry_access.h"
+#include "registry/client.h"
 #include "tests/support/temp_dir.h"
+#include "tests/support/test_registry.h"
 
 namespace lazyblob::daemon {
 namespace {
@@ -144,6 +147,43 @@ TEST(CredentialChain, TheDaemonsOrder) {
   config.docker_config.clear();
   config.kubernetes_secrets.clear();
   EXPECT_EQ(Show(MakeCredentialChain(config, nullptr, nullptr, nullptr)->Lookup("reg.example")), "none");
+}
+
+TEST(RegistryAccess, AClientFollowsTheConfiguration) {
+  support::TestRegistryOptions options;
+  options.auth.kind = support::AuthOptions::Kind::kBearer;
+  options.auth.username = "user";
+  options.auth.password = "geheim";
+  support::TestRegistry server(options);
+  server.PutBlob("app", "the blob");
+  support::TempDir dir;
+  ASSERT_TRUE(base::MakeDirectories(dir.File("certs.d/reg.example")).ok());
+  ASSERT_TRUE(base::WriteFileAtomically(dir.File("certs.d/reg.example/hosts.toml"),
+                                        absl::StrCat("[host.'http://", server.host(), "']\nnew = 1"))
+                  .ok());
+  ASSERT_TRUE(
+      base::WriteFileAtomically(
+          dir.File("docker.json"),
+          absl::StrCat("{\"auths\":{\"", server.host(), "\":{\"auth\":\"", absl::Base64Escape("user:geheim"),
+                       "\"},\"reg.example\":{\"auth\":\"", absl::Base64Escape("other:geheim"), "\"}}}"))
+          .ok());
+  Config config;
+  config.registry.config_path = dir.File("certs.d");
+  config.credentials.docker_config = dir.File("docker.json");
+  std::vector<std::string> log;
+  RegistryAccess access(config, [&](absl::string_view line) { log.emplace_back(line); });
+  EXPECT_EQ(access.cri(), nullptr);
+  registry::Client client(access.Options());
+  oci::Reference reference;
+  reference.host = "reg.example";
+  reference.repository = "app";
+  absl::StatusOr<uint64_t> size = client.HeadBlob(reference, base::Digest::Of("the blob"), {});
+  ASSERT_TRUE(size.ok()) << size.status();
+  EXPECT_EQ(*size, 8u);
+  ASSERT_EQ(log.size(), 1u);
+  EXPECT_TRUE(absl::StrContains(log[0], "hosts.toml:2: unknown key \"new\" is ignored")) << log[0];
+  config.credentials.cri = true;
+  EXPECT_NE(RegistryAccess(config, nullptr).cri(), nullptr);
 }
 
 }  // namespace
