@@ -28,7 +28,7 @@ Result RunLazyblob(std::vector<const char*> arguments) {
 TEST(CliTest, HelpNamesEveryCommand) {
   Result result = RunLazyblob({"--help"});
   EXPECT_EQ(result.code, 0);
-  for (const char* command : {"mount", "umount", "status", "index"}) {
+  for (const char* command : {"mount", "umount", "status", "index", "pull", "doctor"}) {
     EXPECT_NE(result.out.find(command), std::string::npos) << command;
   }
 }
@@ -52,6 +52,11 @@ TEST(CliTest, ErrorsAreOneLine) {
   for (std::vector<const char*> arguments :
        {std::vector<const char*>{"umount", "/", "--root", directory.path().c_str()},
         std::vector<const char*>{"status", "/", "--root", directory.path().c_str()},
+        std::vector<const char*>{"pull", "localhost:1/a", "--containerd", "/no/such/socket", "--root",
+                                 directory.path().c_str()},
+        std::vector<const char*>{"pull", "oci:/layout:tag", "--root", directory.path().c_str()},
+        std::vector<const char*>{"pull", "localhost:1/a", "--config", "/proc/version", "--root",
+                                 directory.path().c_str()},
         std::vector<const char*>{"mount", "localhost:1/a", "/no/such/dir", "--root",
                                  directory.path().c_str()}}) {
     Result result = RunLazyblob(arguments);
@@ -59,6 +64,16 @@ TEST(CliTest, ErrorsAreOneLine) {
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
     EXPECT_EQ(result.err.rfind("lazyblob: ", 0), 0u) << result.err;
   }
+}
+
+TEST(CliTest, DoctorFailsWhereNothingRunsAndSaysWhy) {
+  support::TempDir directory;
+  Result result = RunLazyblob({"doctor", "--json", "--root", directory.path().c_str(), "--config",
+                               "/no/such/file", "--containerd", "/no/such/socket"});
+  EXPECT_NE(result.code, 0);
+  EXPECT_NE(result.out.find("\"healthy\": false"), std::string::npos) << result.out;
+  EXPECT_NE(result.out.find("/no/such/socket"), std::string::npos) << result.out;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
 }
 
 }  // namespace
