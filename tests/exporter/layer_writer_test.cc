@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -194,6 +195,26 @@ TEST_P(EveryCompression, TheTarIsKeptByteForByte) {
   }
 }
 
+// What overlayfs keeps of changes comes back as overlayfs wants it.
+TEST_P(EveryCompression, AnUpperDirectoryComesBackAsItWas) {
+  ASSERT_EQ(::geteuid(), 0U) << "run as root";
+  const TempDir directory;
+  const std::string upper = directory.File("upper");
+  ASSERT_TRUE(base::MakeDirectories(upper + "/opaque/inside").ok());
+  for (const char* name : {"/gone", "/opaque/inside/gone too"}) {
+    ASSERT_EQ(::mknod((upper + name).c_str(), S_IFCHR, 0), 0);
+    SetTime(upper + name, 0, 0);
+  }
+  WriteFile(upper + "/opaque/new", "new");
+  SetXattr(upper + "/opaque", "trusted.overlay.opaque", "y");
+  const ReadLayer expected = ReadDirectory(upper);
+  SetXattr(upper + "/opaque", "trusted.overlay.origin", "mark");
+  SetXattr(upper + "/opaque/new", "trusted.overlay.origin", "mark");
+  const auto made = MakeLayerOf({SourceKind::kOverlayUpper, upper, ""}, Options(), WithRoot());
+  ASSERT_TRUE(made.ok()) << made.status();
+  ExpectShows(expected, *made);
+}
+
 TEST_P(EveryCompression, AnEmptyTreeIsALayer) {
   const TempDir directory;
   const auto made = MakeLayerOf({SourceKind::kDirectory, directory.path(), ""}, Options());
@@ -319,12 +340,14 @@ TEST(LayerWriter, OptionsOutOfRangeAreRefused) {
 }
 
 TEST(LayerWriter, LevelsTradeTimeForSize) {
-  const std::string tar = MakeTar({File("f", support::TextBytes(4'000'000))});
+  const std::string tar =
+      MakeTar({File("f", support::TextBytes(1'500'000)), File("g", RandomBytes(500'000, 1))});
   for (const LayerCompression compression : {LayerCompression::kGzip, LayerCompression::kZstd}) {
     LayerOptions options;
     options.compression = compression;
     std::vector<size_t> sizes;
-    for (const int level : {1, 6, 9}) {
+    const int highest = compression == LayerCompression::kZstd ? 19 : 9;
+    for (const int level : {1, 6, highest}) {
       options.level = level;
       const auto made = Compress(tar, options);
       ASSERT_TRUE(made.ok()) << made.status();
