@@ -63,7 +63,10 @@ absl::Status RemoveTreeAt(int parent, const char* name, dev_t device, int depth)
       return absl::FailedPreconditionError(absl::StrCat(name, ": something is mounted here"));
     }
     int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0) return ErrnoStatus(errno, absl::StrCat("open ", name));
+    if (fd < 0) {
+      // Somebody else may remove the same tree.
+      return errno == ENOENT ? absl::OkStatus() : ErrnoStatus(errno, absl::StrCat("open ", name));
+    }
     RETURN_IF_ERROR(RemoveChildren(fd, st.st_dev, depth));
   }
   if (unlinkat(parent, name, S_ISDIR(st.st_mode) ? AT_REMOVEDIR : 0) != 0 && errno != ENOENT) {

@@ -6,6 +6,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <string>
+#include <thread>
+
 #include "base/status.h"
 #include "tests/support/temp_dir.h"
 
@@ -98,6 +101,21 @@ TEST_F(FileTest, RemoveTreeFollowsNoLinks) {
   EXPECT_EQ(access(directory_.File("tree").c_str(), F_OK), -1);
   EXPECT_EQ(access(directory_.File("precious").c_str(), F_OK), 0);
   EXPECT_TRUE(RemoveTree(directory_.File("tree")).ok()) << "absent is success";
+}
+
+TEST_F(FileTest, TwoMayRemoveTheSameTree) {
+  for (int round = 0; round < 50; ++round) {
+    for (int i = 0; i < 20; ++i) {
+      ASSERT_TRUE(MakeDirectories(directory_.File("tree/" + std::to_string(i) + "/a/b")).ok());
+    }
+    absl::Status other;
+    std::thread thread([&] { other = RemoveTree(directory_.File("tree")); });
+    const absl::Status mine = RemoveTree(directory_.File("tree"));
+    thread.join();
+    EXPECT_TRUE(mine.ok()) << mine;
+    EXPECT_TRUE(other.ok()) << other;
+    EXPECT_NE(access(directory_.File("tree").c_str(), F_OK), 0);
+  }
 }
 
 TEST_F(FileTest, RemoveTreeStopsAtMounts) {

@@ -118,7 +118,7 @@ TEST_F(SnapshotterRaceTest, EveryHistoryIsOneOfSingleSteps) {
   std::atomic<int> made[kKeys] = {}, unmade[kKeys] = {};
   std::atomic<bool> done{false};
   std::thread cleaner([&] {
-    while (!done) EXPECT_TRUE(snapshotter_->Cleanup().ok());
+    while (!done) EXPECT_EQ(snapshotter_->Cleanup(), absl::OkStatus());
   });
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
