@@ -15,11 +15,13 @@
 #include <ostream>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/status.h"
 
@@ -160,6 +162,45 @@ Findings CheckPlugin(const ContainerdPlugin& plugin, const Version& version, con
                 "capabilities = [\"remap-ids\"] in [proxy_plugins]"));
   }
   return findings;
+}
+
+// Whether `config` has an unpack_config table of the transfer service for `snapshotter`.
+bool HasUnpackEntry(absl::string_view config, const std::string& snapshotter) {
+  bool inside = false;
+  for (absl::string_view line : absl::StrSplit(config, '\n')) {
+    absl::string_view text = absl::StripAsciiWhitespace(line);
+    if (absl::StartsWith(text, "[")) {
+      inside = absl::StartsWith(text, "[[") && absl::StrContains(text, "unpack_config");
+      continue;
+    }
+    if (inside && (ConfigSets(text, "snapshotter", absl::StrCat("\"", snapshotter, "\"")) ||
+                   ConfigSets(text, "snapshotter", absl::StrCat("'", snapshotter, "'")))) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// nullopt: this containerd does not pull so.
+std::optional<Finding> CheckTransfer(const ContainerdFacts& facts, const ContainerdPlugin& plugin,
+                                     const Version& version) {
+  if (version < Version{2, 0, 0} || FindPlugin(facts, "io.containerd.transfer.v1", "") == nullptr) {
+    return std::nullopt;
+  }
+  constexpr char kFix[] =
+      "exports.enable_remote_snapshot_annotations = \"true\" in [proxy_plugins], and an entry "
+      "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]] (deploy/containerd-2.toml)";
+  auto told = plugin.exports.find("enable_remote_snapshot_annotations");
+  if (told == plugin.exports.end() || told->second != "true") {
+    return Warning("transfer", "pulls by the transfer service (ctr, nerdctl, CRI) are not lazy", kFix);
+  }
+  if (!HasUnpackEntry(facts.config, plugin.id)) {
+    return Warning("transfer",
+                   "containerd's configuration has no unpack_config for this snapshotter: pulls by the "
+                   "transfer service unpack nothing",
+                   kFix);
+  }
+  return Ok("transfer", "pulls by the transfer service are lazy");
 }
 
 }  // namespace
@@ -359,34 +400,20 @@ Findings CheckContainerd(const absl::StatusOr<ContainerdFacts>& facts, const std
   }
   for (Finding& finding : CheckPlugin(*plugin, version, address)) findings.push_back(std::move(finding));
 
-  if (version >= Version{2, 0, 0} && FindPlugin(*facts, "io.containerd.transfer.v1", "") != nullptr) {
-    auto told = plugin->exports.find("enable_remote_snapshot_annotations");
-    const bool annotations = told != plugin->exports.end() && told->second == "true";
-    const bool unpacks = ConfigSets(facts->config, "snapshotter", absl::StrCat("\"", snapshotter, "\"")) ||
-                         ConfigSets(facts->config, "snapshotter", absl::StrCat("'", snapshotter, "'"));
-    if (annotations && unpacks) {
-      findings.push_back(Ok("transfer", "pulls by the transfer service are lazy"));
-    } else {
-      findings.push_back(Warning(
-          "transfer",
-          annotations ? "containerd's configuration has no unpack_config for this snapshotter: pulls by the "
-                        "transfer service unpack nothing"
-                      : "pulls by the transfer service (ctr, nerdctl, CRI) are not lazy",
-          "exports.enable_remote_snapshot_annotations = \"true\" in [proxy_plugins], and an entry "
-          "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]] (deploy/containerd-2.toml)"));
-    }
-  }
+  std::optional<Finding> transfer = CheckTransfer(*facts, *plugin, version);
+  if (transfer.has_value()) findings.push_back(*transfer);
   const ContainerdPlugin* cri = FindPlugin(*facts, "io.containerd.grpc.v1", "cri");
-  if (cri != nullptr && cri->init_error.empty()) {
-    if (ConfigSets(facts->config, "disable_snapshot_annotations", "false")) {
-      findings.push_back(Ok("kubelet", "CRI tells the snapshotter which image a layer is of"));
-    } else {
-      findings.push_back(
-          Warning("kubelet",
-                  "CRI does not tell the snapshotter which image a layer is of: pulls of "
-                  "kubelet are not lazy",
-                  "disable_snapshot_annotations = false in the CRI section of containerd's config.toml"));
-    }
+  if (cri == nullptr || !cri->init_error.empty()) return findings;
+  // From 2.1 on CRI pulls by the transfer service.
+  const bool by_transfer =
+      version >= Version{2, 1, 0} && transfer.has_value() && transfer->severity == Severity::kOk;
+  if (by_transfer || ConfigSets(facts->config, "disable_snapshot_annotations", "false")) {
+    findings.push_back(Ok("kubelet", "CRI tells the snapshotter which image a layer is of"));
+  } else {
+    findings.push_back(
+        Warning("kubelet",
+                "CRI does not tell the snapshotter which image a layer is of: pulls of kubelet are not lazy",
+                "disable_snapshot_annotations = false in the CRI section of containerd's config.toml"));
   }
   return findings;
 }

@@ -243,10 +243,33 @@ TEST_F(DoctorContainerdTest, TransferNeedsAnnotationsAndAnUnpackEntry) {
   EXPECT_EQ(Worst(Check()), Severity::kWarning);
   facts_.plugins[0].exports["enable_remote_snapshot_annotations"] = "true";
   EXPECT_EQ(Worst(Check()), Severity::kWarning) << "still no unpack_config";
-  facts_.config = "  # snapshotter = \"lazyblob\"\n";
-  EXPECT_EQ(Worst(Check()), Severity::kWarning) << "a comment";
-  facts_.config += "  snapshotter = \"lazyblob\"\n";
+  facts_.config = "[plugins.\"io.containerd.cri.v1.images\"]\n snapshotter = \"lazyblob\"\n";
+  EXPECT_EQ(Worst(Check()), Severity::kWarning) << "CRI's";
+  const std::string table =
+      "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"linux\"\n";
+  facts_.config = table + "  # snapshotter = \"lazyblob\"\n  snapshotter = \"overlayfs\"\n";
+  EXPECT_EQ(Worst(Check()), Severity::kWarning) << "another's";
+  facts_.config += table + "  snapshotter = 'lazyblob'\n";
   EXPECT_EQ(Worst(Check()), Severity::kOk) << Text(Check());
+  facts_.plugins.push_back({"io.containerd.grpc.v1", "cri", {}, {}, ""});
+  EXPECT_EQ(Worst(Check()), Severity::kOk) << "CRI of 2.1 pulls by transfer";
+  facts_.version = "v2.0.3";
+  EXPECT_EQ(Worst(Check()), Severity::kWarning) << "that of 2.0 does not";
+}
+
+TEST_F(DoctorContainerdTest, SampleConfigurationsSatisfyIt) {
+  facts_.plugins.push_back({"io.containerd.grpc.v1", "cri", {}, {}, ""});
+  facts_.plugins.push_back({"io.containerd.transfer.v1", "local", {}, {}, ""});
+  for (const char* version : {"1.6", "1.7", "2"}) {
+    auto text =
+        base::ReadFile(absl::StrCat(LAZYBLOB_SOURCE_DIR "/deploy/containerd-", version, ".toml"), 1 << 16);
+    ASSERT_TRUE(text.ok()) << text.status();
+    facts_.config = *text;
+    facts_.version = absl::StrCat(version, absl::StrContains(version, ".") ? ".9" : ".0.0");
+    if (facts_.version == "2.0.0") facts_.plugins[0].exports["enable_remote_snapshot_annotations"] = "true";
+    EXPECT_EQ(Worst(Check()), Severity::kOk) << version << "\n" << Text(Check());
+    EXPECT_TRUE(absl::StrContains(*text, "address = \"" + Config().address + "\""));
+  }
 }
 
 TEST_F(DoctorContainerdTest, KubeletNeedsAnnotations) {
