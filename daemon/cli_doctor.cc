@@ -35,7 +35,7 @@ absl::StatusOr<ContainerdFacts> AskContainerd(const DoctorArguments& arguments) 
 
 absl::StatusOr<control::v1::StatusResponse> AskDaemon(const std::string& root) {
   ASSIGN_OR_RETURN(auto client, ControlClient::Connect(root));
-  return client->Status("");
+  return client->Status("", /*probe=*/true);
 }
 
 }  // namespace

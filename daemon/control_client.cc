@@ -59,10 +59,11 @@ class Client final : public ControlClient {
     api::UnmountResponse response;
     return FromGrpc(stub_->Unmount(&context, request, &response));
   }
-  absl::StatusOr<api::StatusResponse> Status(const std::string& target) override {
+  absl::StatusOr<api::StatusResponse> Status(const std::string& target, bool probe) override {
     grpc::ClientContext context;
     api::StatusRequest request;
     request.set_target(target);
+    request.set_probe(probe);
     api::StatusResponse response;
     RETURN_IF_ERROR(FromGrpc(stub_->Status(&context, request, &response)));
     return response;

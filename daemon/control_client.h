@@ -35,7 +35,9 @@ class ControlClient {
                                                            std::shared_ptr<base::CancelToken> cancel,
                                                            OnProgress progress) = 0;
   virtual absl::Status Unmount(const std::string& directory) = 0;
-  virtual absl::StatusOr<control::v1::StatusResponse> Status(const std::string& target) = 0;
+  // With `probe` also how layers can be mounted on this machine.
+  virtual absl::StatusOr<control::v1::StatusResponse> Status(const std::string& target,
+                                                             bool probe = false) = 0;
 };
 
 }  // namespace lazyblob::daemon

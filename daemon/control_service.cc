@@ -125,6 +125,7 @@ class Service final : public api::Control::Service {
       *response->add_mounts() = Describe(image, *parts_.store);
     }
     if (parts_.snapshotter != nullptr) DescribeSnapshots(target, response);
+    if (request->probe()) DescribeMachine(response);
     if (!target.empty() && response->mounts().empty() && response->not_lazy().empty()) {
       return ToGrpc(absl::NotFoundError(absl::StrCat(base::Printable(target), ": not mounted")));
     }
@@ -172,6 +173,12 @@ class Service final : public api::Control::Service {
     for (const snapshotter::NotLazyLayer& layer : parts_.snapshotter->NotLazyLayers()) {
       if (target.empty() || target == layer.reference) *response->add_not_lazy() = Describe(layer);
     }
+  }
+
+  void DescribeMachine(api::StatusResponse* response) {
+    absl::StatusOr<fuse::ProbeResult> probe = parts_.layers->Probe();
+    if (probe.ok()) response->set_mode(std::string(fuse::ModeName(probe->mode)));
+    response->set_mode_reason(base::Printable(probe.ok() ? probe->why : probe.status().message()));
   }
 
   static grpc::Status Ending() { return {grpc::StatusCode::ABORTED, "the daemon is ending; try again"}; }

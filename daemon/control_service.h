@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "contentstore/content_store.h"
 #include "daemon/activity.h"
+#include "daemon/image_layers.h"
 #include "daemon/mount_manager.h"
 #include "daemon/prepared_images.h"
 #include "snapshotter/snapshotter.h"
@@ -18,6 +19,7 @@ namespace lazyblob::daemon {
 struct ControlParts {
   MountManager* mounts = nullptr;
   PreparedImages* prepared = nullptr;
+  ImageLayers* layers = nullptr;
   contentstore::ContentStore* store = nullptr;
   snapshotter::Snapshotter* snapshotter = nullptr;  // null: a standalone daemon
   Activity* activity = nullptr;

@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -96,6 +97,7 @@ class Daemon {
     ControlParts control;
     control.mounts = mounts_.get();
     control.prepared = prepared_.get();
+    control.layers = layers_.get();
     control.store = store_.get();
     control.snapshotter = snapshotter_.get();
     control.activity = &activity_;
@@ -258,7 +260,8 @@ class StopSignals {
 }  // namespace
 
 absl::Status RunDaemon(const DaemonOptions& options) {
-  mallopt(M_ARENA_MAX, 2);  // many threads, few of them busy: arenas cost more than they save
+  prctl(PR_SET_DUMPABLE, 0);  // credentials are in memory: no core files, no other process looks in
+  mallopt(M_ARENA_MAX, 2);    // many threads, few of them busy: arenas cost more than they save
   StopSignals signals;
   Daemon daemon(options);
   absl::Status status = daemon.Start();

@@ -301,6 +301,9 @@ Findings CheckDaemon(const absl::StatusOr<control::v1::StatusResponse>& status, 
   const std::string mode = status->mode();
   if (mode == "erofs") {
     findings.push_back(Ok("mode", absl::StrCat(mode, ": ", status->mode_reason())));
+  } else if (mode.empty() && !status->mode_reason().empty()) {
+    findings.push_back(Fail("mode", absl::StrCat("layers cannot be mounted: ", status->mode_reason()),
+                            "see the kernel checks above, and the daemon's log"));
   } else if (!mode.empty()) {
     findings.push_back(Warning("mode", absl::StrCat(mode, ": ", status->mode_reason()),
                                "slower than erofs; Linux 6.12.2 or later mounts EROFS from files"));

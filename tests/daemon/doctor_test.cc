@@ -97,6 +97,8 @@ TEST(DoctorDaemonTest, ModeAndLayersThatAreNotLazyAreTold) {
   EXPECT_EQ(Worst(CheckDaemon(absl::UnavailableError("no daemon"), "/r")), Severity::kFail);
   control::v1::StatusResponse status;
   EXPECT_EQ(Worst(CheckDaemon(status, "/r")), Severity::kOk);
+  status.set_mode_reason("nothing works");
+  EXPECT_EQ(Worst(CheckDaemon(status, "/r")), Severity::kFail);
   status.set_mode("erofs");
   EXPECT_EQ(Worst(CheckDaemon(status, "/r")), Severity::kOk);
   status.set_mode("fuse");
