@@ -23,6 +23,12 @@ namespace {
 
 namespace api = ::lazyblob::control::v1;
 
+// CLI11's own environment defaults are applied by subcommands that were not even given.
+std::string Environment(const char* name, const char* otherwise) {
+  const char* value = std::getenv(name);
+  return value != nullptr && *value != '\0' ? value : otherwise;
+}
+
 struct Arguments {
   std::string root = "/var/lib/lazyblob";
   bool root_given = false;  // else pull and doctor take the configured one
@@ -33,9 +39,9 @@ struct Arguments {
   std::string mode = "auto";
   std::string progress = "auto";
   std::string config = "/etc/lazyblob/config.toml";
-  std::string containerd = "/run/containerd/containerd.sock";
+  std::string containerd = Environment("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock");
   std::string containerd_config = "/etc/containerd/config.toml";
-  std::string name_space = "default";
+  std::string name_space = Environment("CONTAINERD_NAMESPACE", "default");
   std::string snapshotter = "lazyblob";
   bool plain_http = false;
   bool json = false;
@@ -224,9 +230,7 @@ void AddImageOptions(CLI::App* command, Arguments* arguments) {
 
 void AddContainerdOptions(CLI::App* command, Arguments* arguments) {
   command->add_option("--config", arguments->config, "lazyblobd's configuration")->capture_default_str();
-  command->add_option("--containerd", arguments->containerd, "containerd's socket")
-      ->envname("CONTAINERD_ADDRESS")
-      ->capture_default_str();
+  command->add_option("--containerd", arguments->containerd, "containerd's socket")->capture_default_str();
   command
       ->add_option("--snapshotter", arguments->snapshotter, "the name under which containerd knows lazyblobd")
       ->capture_default_str();
@@ -269,7 +273,6 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   AddImageOptions(pull, &arguments);
   AddContainerdOptions(pull, &arguments);
   pull->add_option("--namespace", arguments.name_space, "containerd's namespace; Kubernetes uses k8s.io")
-      ->envname("CONTAINERD_NAMESPACE")
       ->capture_default_str();
   pull->callback([&] { run = [&] { return commands.Pull(); }; });
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <sstream>
 #include <vector>
 
@@ -64,6 +65,16 @@ TEST(CliTest, ErrorsAreOneLine) {
     EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
     EXPECT_EQ(result.err.rfind("lazyblob: ", 0), 0u) << result.err;
   }
+}
+
+TEST(CliTest, OptionsComeBeforeTheEnvironment) {
+  support::TempDir directory;
+  setenv("CONTAINERD_ADDRESS", "/from/environment", 1);
+  Result from_option = RunLazyblob({"pull", "localhost:1/a", "--containerd", "/from/option"});
+  Result from_environment = RunLazyblob({"pull", "localhost:1/a"});
+  unsetenv("CONTAINERD_ADDRESS");
+  EXPECT_NE(from_option.err.find("/from/option"), std::string::npos) << from_option.err;
+  EXPECT_NE(from_environment.err.find("/from/environment"), std::string::npos) << from_environment.err;
 }
 
 TEST(CliTest, DoctorFailsWhereNothingRunsAndSaysWhy) {
