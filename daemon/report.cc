@@ -1,15 +1,22 @@
 #include "daemon/report.h"
 
+#include <algorithm>
 #include <set>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 
 namespace lazyblob::daemon {
 namespace {
 
 namespace api = ::lazyblob::control::v1;
 using nlohmann::json;
+
+constexpr size_t kShortDigest = 19;  // "sha256:" and 12 digits
+constexpr size_t kBarWidth = 20;
+constexpr size_t kMaxBars = 16;
+constexpr absl::Duration kRedrawInterval = absl::Milliseconds(50);
 
 std::string Megabytes(uint64_t bytes) { return absl::StrFormat("%.1f MB", static_cast<double>(bytes) / 1e6); }
 
@@ -108,33 +115,55 @@ ProgressPrinter::Style ProgressPrinter::ParseStyle(absl::string_view text, bool 
 }
 
 void ProgressPrinter::Update(const api::MountEvent::LayerProgress& progress) {
-  auto& [received, size] = layers_[progress.digest()];
-  const bool complete = progress.received() >= progress.size() && received < progress.size();
-  received = progress.received();
-  size = progress.size();
+  auto layer = std::find_if(layers_.begin(), layers_.end(),
+                            [&](const Layer& known) { return known.digest == progress.digest(); });
+  if (layer == layers_.end()) layer = layers_.insert(layers_.end(), {progress.digest(), 0, 0});
+  const bool complete = progress.received() >= progress.size() && layer->received < progress.size();
+  layer->received = progress.received();
+  layer->size = progress.size();
   if (style_ == Style::kJson) {
-    out_ << json{{"digest", progress.digest()}, {"received", received}, {"size", size}}.dump() << "\n"
+    out_ << json{{"digest", layer->digest}, {"received", layer->received}, {"size", layer->size}}.dump()
+         << "\n"
          << std::flush;
   } else if (style_ == Style::kPlain && complete) {
-    out_ << progress.digest().substr(0, 19) << " " << Megabytes(size) << " received\n" << std::flush;
-  } else if (style_ == Style::kTerminal) {
-    uint64_t total = 0;
-    uint64_t have = 0;
-    size_t done = 0;
-    for (const auto& [digest, layer] : layers_) {
-      have += layer.first;
-      total += layer.second;
-      done += layer.first >= layer.second ? 1 : 0;
-    }
-    out_ << "\r\033[K" << Megabytes(have) << " of " << Megabytes(total) << ", " << done << " of "
-         << layers_.size() << " layers" << std::flush;
-    drawn_ = true;
+    out_ << layer->digest.substr(0, kShortDigest) << " " << Megabytes(layer->size) << " received\n"
+         << std::flush;
+  } else if (style_ == Style::kTerminal && (complete || absl::Now() - drawn_at_ >= kRedrawInterval)) {
+    Draw();
   }
 }
 
+// A bar for each layer that is not complete, and the sum below.
+void ProgressPrinter::Draw() {
+  Finish();
+  drawn_at_ = absl::Now();
+  uint64_t total = 0;
+  uint64_t have = 0;
+  size_t done = 0;
+  for (const Layer& layer : layers_) {
+    have += layer.received;
+    total += layer.size;
+    if (layer.received >= layer.size) {
+      ++done;
+      continue;
+    }
+    if (drawn_lines_ == kMaxBars) continue;
+    ++drawn_lines_;
+    const size_t filled = static_cast<size_t>(static_cast<double>(layer.received) /
+                                              static_cast<double>(layer.size) * kBarWidth);
+    out_ << absl::StrFormat("%s [%s%s] %s of %s\n", layer.digest.substr(0, kShortDigest),
+                            std::string(filled, '#'), std::string(kBarWidth - filled, '.'),
+                            Megabytes(layer.received), Megabytes(layer.size));
+  }
+  ++drawn_lines_;
+  out_ << Megabytes(have) << " of " << Megabytes(total) << ", " << done << " of " << layers_.size()
+       << " layers\n"
+       << std::flush;
+}
+
 void ProgressPrinter::Finish() {
-  if (drawn_) out_ << "\r\033[K" << std::flush;
-  drawn_ = false;
+  if (drawn_lines_ > 0) out_ << "\033[" << drawn_lines_ << "A\033[J" << std::flush;
+  drawn_lines_ = 0;
 }
 
 }  // namespace lazyblob::daemon

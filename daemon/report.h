@@ -2,13 +2,14 @@
 
 // What the command line shows: JSON with stable keys, tables for people, and progress.
 
-#include <map>
 #include <ostream>
 #include <string>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "proto/control.pb.h"
 
 namespace lazyblob::daemon {
@@ -29,19 +30,27 @@ void PrintSnapshots(const control::v1::StatusResponse& status, std::ostream& out
 class ProgressPrinter {
  public:
   enum class Style { kNone, kTerminal, kPlain, kJson };
-  // "auto" is a terminal's redrawn line if `terminal`, else nothing.
+  // "auto" is redrawn bars if `terminal`, else nothing.
   static Style ParseStyle(absl::string_view text, bool terminal);
 
   ProgressPrinter(Style style, std::ostream& out) : style_(style), out_(out) {}
   void Update(const control::v1::MountEvent::LayerProgress& progress);
-  // Ends a redrawn line.
+  // Takes what is drawn away.
   void Finish();
 
  private:
+  struct Layer {
+    std::string digest;
+    uint64_t received = 0;
+    uint64_t size = 0;
+  };
+  void Draw();
+
   const Style style_;
   std::ostream& out_;
-  std::map<std::string, std::pair<uint64_t, uint64_t>> layers_;  // digest -> received, size
-  bool drawn_ = false;
+  std::vector<Layer> layers_;  // in order of appearance
+  size_t drawn_lines_ = 0;
+  absl::Time drawn_at_ = absl::InfinitePast();
 };
 
 }  // namespace lazyblob::daemon

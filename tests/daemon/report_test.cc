@@ -107,5 +107,30 @@ TEST(ReportTest, ProgressStyles) {
   EXPECT_NE(terminal.str().find("0.5 MB of 1.0 MB, 0 of 1 layers"), std::string::npos) << terminal.str();
 }
 
+TEST(ReportTest, TerminalHasABarPerLayerThatIsFetched) {
+  std::ostringstream terminal;
+  ProgressPrinter printer(ProgressPrinter::Style::kTerminal, terminal);
+  control::v1::MountEvent::LayerProgress layer;
+  layer.set_size(1'000'000);
+  for (const char* digest : {"sha256:bb", "sha256:aa"}) {
+    layer.set_digest(digest);
+    layer.set_received(1'000'000);
+    printer.Update(layer);  // complete: drawn whatever the time
+  }
+  EXPECT_NE(terminal.str().find("2.0 MB of 2.0 MB, 2 of 2 layers\n"), std::string::npos) << terminal.str();
+  EXPECT_EQ(terminal.str().find(" ["), std::string::npos) << "no bar for what is complete";
+
+  std::ostringstream half;
+  ProgressPrinter first(ProgressPrinter::Style::kTerminal, half);
+  layer.set_received(250'000);
+  first.Update(layer);
+  EXPECT_EQ(half.str(),
+            "sha256:aa [#####...............] 0.2 MB of 1.0 MB\n0.2 MB of 1.0 MB, 0 of 1 layers\n");
+  first.Finish();
+  EXPECT_TRUE(half.str().ends_with("\033[2A\033[J")) << "both lines are taken away";
+  first.Finish();
+  EXPECT_EQ(half.str().find("\033["), half.str().rfind("\033[2A")) << "once";
+}
+
 }  // namespace
 }  // namespace lazyblob::daemon
