@@ -2,6 +2,7 @@
 // starts lazyblobd again as its child (--keeper-fd): the daemon proper, which may die and be replaced.
 
 #include <fcntl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -108,6 +109,7 @@ absl::Status BecomeKeeper(const Arguments& arguments) {
 
 absl::Status Run(const Arguments& arguments) {
   if (arguments.keeper_fd < 0) return BecomeKeeper(arguments);
+  prctl(PR_SET_DUMPABLE, 0);  // holds credentials: no core files
   DaemonOptions options;
   ASSIGN_OR_RETURN(options.config, ReadConfigOfSuccessor(arguments));
   options.keeper_fd = arguments.keeper_fd;
