@@ -108,8 +108,10 @@ class CrashTest : public SnapshotterTest {
   // that killed it, 0 when it ended by itself.
   int RunVictim(const std::string& operation, const std::string& point,
                 std::vector<std::string> wrapper = {}) {
+    // What the victim leaves lies below our directory and goes with it.
     const std::string variables[] = {
-        "LAZYBLOB_VICTIM_ROOT=" + dir_.path(), "LAZYBLOB_VICTIM_TASK=" + operation,
+        "LAZYBLOB_TEST_TMPDIR=" + dir_.path(), "LAZYBLOB_VICTIM_ROOT=" + dir_.path(),
+        "LAZYBLOB_VICTIM_TASK=" + operation,
         point.empty() ? "LAZYBLOB_FAULTS=" : "LAZYBLOB_FAULTS=" + point + "=kill"};
     std::vector<char*> environment;
     // A traced process cannot look for leaks.
