@@ -31,7 +31,7 @@ THIRD_PARTY = [
     ("sqlite3.h", "SQLite is wrapped by snapshotter/metastore.cc",
      lambda folder, name: name == "snapshotter/metastore.cc"),
     ("toml++/", "toml++ is wrapped by base/toml.cc", lambda folder, name: name == "base/toml.cc"),
-    ("proto/control.grpc.pb.h", "gRPC stays in *_service.cc, *_client.cc and *_main.cc",
+    (re.compile(r"proto/\w+\.grpc\.pb\.h"), "gRPC stays in *_service.cc, *_client.cc and *_main.cc",
      lambda folder, name: GRPC_FILES.search(name) is not None),
 ]
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
@@ -60,7 +60,8 @@ def check_include(name, line, header):
                 or name.startswith(("tests/fuzz/", "bench/"))):
             yield f"{where}: private to {owner}/"
     for prefix, why, allowed in THIRD_PARTY:
-        if header.startswith(prefix) and not is_test and not allowed(folder, name):
+        matches = prefix.match(header) if isinstance(prefix, re.Pattern) else header.startswith(prefix)
+        if matches and not is_test and not allowed(folder, name):
             yield f"{where}: {why}"
 
 
