@@ -163,6 +163,17 @@ TEST_F(KeeperKernelTest, ASuccessorGetsTheConnectionAndItsInit) {
   EXPECT_THAT(harness_->stderr_text(), HasSubstr("was killed by signal 9"));
 }
 
+TEST_F(KeeperKernelTest, SighupHandsOverToASuccessor) {
+  auto first = StartServing();
+  std::string target = MountLayer(*first, "erofs", "layer");
+  ASSERT_EQ(kill(harness_->keeper(), SIGHUP), 0);
+  auto second = harness_->AcceptDaemon();
+  ASSERT_NE(second, nullptr);
+  EXPECT_EQ(second->Do("serve-resend " + harness_->blob_path()), "OK");
+  EXPECT_EQ(second->Do("mounted"), absl::StrCat("[", target, "]"));
+  EXPECT_EQ(Contents(target + "/whole"), harness_->image().whole);
+}
+
 TEST_F(KeeperKernelTest, AReadUnderWaySurvivesFiveDeaths) {
   auto daemon = StartServing();
   std::string target = MountLayer(*daemon, "erofs", "layer");
