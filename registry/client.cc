@@ -31,6 +31,8 @@ class Client::Impl final : public internal::ClientCore {
 Client::Client(ClientOptions options) : impl_(std::make_unique<Impl>(options)) {}
 Client::~Client() = default;
 
+internal::ClientCore* Client::core() { return impl_.get(); }
+
 absl::StatusOr<FetchedManifest> Client::GetManifest(const oci::Reference& reference,
                                                     const CallContext& context) {
   return impl_->GetManifest(reference, context);

@@ -25,6 +25,10 @@
 
 namespace lazyblob::registry {
 
+namespace internal {
+class ClientCore;
+}
+
 // What the token of a call must allow. A push asks for pulling too, so that its checks and uploads share one
 // token.
 enum class Access : uint8_t { kPull, kPush };
@@ -134,7 +138,9 @@ class Client {
   LinkEstimate EstimateLink(const oci::Reference& repository) const;
 
  private:
+  friend class Pusher;  // pusher.h
   class Impl;
+  internal::ClientCore* core();
   std::unique_ptr<Impl> impl_;
 };
 

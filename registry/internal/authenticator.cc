@@ -122,7 +122,7 @@ absl::StatusOr<Authenticator::Token> Authenticator::RequestToken(const Endpoint&
   {
     absl::MutexLock lock(&mutex_);
     if (auto theirs = scopes_.find(absl::StrCat(origin, " ", scope)); theirs != scopes_.end())
-      query.scope = theirs->second;
+      query.scope = context.access == Access::kPush ? MergeScopes(scope, theirs->second) : theirs->second;
   }
   // Judged from when it was asked for: a slow answer is an older token.
   absl::Duration asked = clock_.Monotonic();

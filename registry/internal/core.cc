@@ -118,7 +118,7 @@ absl::Status ClientCore::OnEndpoints(const oci::Reference& reference, const Call
   if (!endpoints.ok()) return base::Annotate(endpoints.status(), what);
   absl::Status status;
   for (const Endpoint& endpoint : *endpoints) {
-    RetryPolicy policy{options_.max_attempts, options_.first_backoff, options_.clock, sleep_};
+    RetryPolicy policy = retry_policy();
     CallContext limited = context;
     std::string down = absl::StrCat("down ", endpoint.base.Origin());
     bool last = &endpoint == &endpoints->back();

@@ -35,7 +35,12 @@ class ClientCore {
     return hosts_.Estimate(repository.host);
   }
 
- private:
+  // For push.h.
+  const ClientOptions& options() const { return options_; }
+  Requester& requester() { return requester_; }
+  RetryPolicy retry_policy() const {
+    return {options_.max_attempts, options_.first_backoff, options_.clock, sleep_};
+  }
   // One try on one endpoint, with its retries; `last` is the host itself.
   using Operation = absl::FunctionRef<Attempt(const Endpoint&, const RetryPolicy&, const CallContext&)>;
   // Those with the capability in order, mirrors first; the last one's error is the one reported. `what` goes
@@ -44,6 +49,7 @@ class ClientCore {
                            absl::string_view what, Operation operation,
                            Capability wanted = Capability::kPull);
 
+ private:
   Attempt FetchManifest(const Endpoint& endpoint, const oci::Reference& reference, const RetryPolicy& policy,
                         const CallContext& context, FetchedManifest* manifest);
   Attempt ReadFrom(const Endpoint& endpoint, const oci::Reference& repository, const oci::Descriptor& blob,

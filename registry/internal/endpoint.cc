@@ -133,10 +133,12 @@ absl::StatusOr<std::vector<Endpoint>> EndpointsOf(const oci::Reference& referenc
       if (!Has(host, wanted)) continue;
       if (host.url.empty()) {
         RETURN_IF_ERROR(AddDefault(reference.host, host, options, &endpoints));
-        continue;
+      } else {
+        ASSIGN_OR_RETURN(Endpoint endpoint, FromConfig(reference.host, host));
+        endpoints.push_back(std::move(endpoint));
       }
-      ASSIGN_OR_RETURN(Endpoint endpoint, FromConfig(reference.host, host));
-      endpoints.push_back(std::move(endpoint));
+      // What is pushed has to be found again: everything goes to one place, as containerd does it.
+      if (wanted == Capability::kPush) break;
     }
   }
   if (endpoints.empty()) {

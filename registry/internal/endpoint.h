@@ -32,8 +32,9 @@ struct Endpoint {
 // What is wanted of an endpoint.
 enum class Capability : uint8_t { kPull, kResolve, kPush };
 
-// Those that may be asked, in order, at least one. InvalidArgument if a host is not one; Unavailable if none
-// has the capability; errors of the configuration as they are.
+// Those that may be asked, in order, at least one; of those that may be pushed to the first alone.
+// InvalidArgument if a host is not one; Unavailable if none has the capability; errors of the configuration
+// as they are.
 absl::StatusOr<std::vector<Endpoint>> EndpointsOf(const oci::Reference& reference,
                                                   const ClientOptions& options,
                                                   Capability wanted = Capability::kPull);

@@ -28,6 +28,8 @@ namespace {
 constexpr size_t kMaxHeaderBytes = 64 << 10;
 constexpr uint64_t kMaxCaFile = 16 << 20;
 constexpr size_t kMaxIdleSlots = 128;  // over all hosts
+// A server that knows nothing of "100 Continue" costs this.
+constexpr absl::Duration kContinuePatience = absl::Milliseconds(500);
 
 // The memory must outlive the transfer.
 void SetBlob(CURL* easy, CURLoption option, const std::string& text) {
@@ -72,6 +74,9 @@ class Transfer {
   absl::Status Explain(CURLcode result) const;
   size_t OnHeaderLine(absl::string_view line);
   size_t OnData(absl::Span<const uint8_t> data);
+  size_t OnRead(absl::Span<uint8_t> out);
+  void ConfigureBody(CURL* easy);
+  absl::Duration Patience() const;
   bool Accept(absl::StatusOr<BodyAction> action);
   bool HeadersDone();
 
@@ -81,6 +86,10 @@ class Transfer {
   static size_t WriteCallback(char* data, size_t size, size_t count, void* self) {
     return static_cast<Transfer*>(self)->OnData({reinterpret_cast<const uint8_t*>(data), size * count});
   }
+  static size_t ReadCallback(char* data, size_t size, size_t count, void* self) {
+    return static_cast<Transfer*>(self)->OnRead({reinterpret_cast<uint8_t*>(data), size * count});
+  }
+  static int SeekCallback(void* self, curl_off_t offset, int origin);
   static curl_socket_t OpenSocket(void* self, curlsocktype purpose, curl_sockaddr* address);
 
   const HttpRequest& request_;
@@ -98,6 +107,7 @@ class Transfer {
   absl::Duration last_activity_;
   absl::Duration in_handler_ = absl::ZeroDuration();
   uint64_t body_bytes_ = 0;
+  uint64_t taken_ = 0;  // bytes of the request's body
   char error_text_[CURL_ERROR_SIZE] = {};
 };
 
@@ -153,6 +163,32 @@ size_t Transfer::OnData(absl::Span<const uint8_t> data) {
   last_activity_ = clock_.Monotonic();
   in_handler_ += last_activity_ - before;
   return more ? data.size() : 0;
+}
+
+size_t Transfer::OnRead(absl::Span<uint8_t> out) {
+  uint64_t left = request_.upload->length() - taken_;
+  if (left == 0) return 0;
+  out = out.subspan(0, std::min<uint64_t>(left, out.size()));
+  absl::StatusOr<size_t> got = request_.upload->Read(out);
+  last_activity_ = clock_.Monotonic();
+  if (got.ok() && (*got == 0 || *got > out.size())) {
+    got = absl::DataLossError(
+        absl::StrCat("the bytes to send ended after ", taken_, " of ", request_.upload->length()));
+  }
+  if (!got.ok()) {
+    failure_ = got.status();
+    return CURL_READFUNC_ABORT;
+  }
+  taken_ += *got;
+  return *got;
+}
+
+int Transfer::SeekCallback(void* self, curl_off_t offset, int origin) {
+  auto* transfer = static_cast<Transfer*>(self);
+  if (offset != 0 || origin != SEEK_SET) return CURL_SEEKFUNC_FAIL;
+  if (transfer->taken_ > 0 && !transfer->request_.upload->Rewind()) return CURL_SEEKFUNC_FAIL;
+  transfer->taken_ = 0;
+  return CURL_SEEKFUNC_OK;
 }
 
 // Sockets are made here so that no child inherits them and so that a public name cannot lead to this machine.
@@ -224,11 +260,34 @@ void Transfer::Configure(CURL* easy, curl_slist* headers) {
   curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, &Transfer::WriteCallback);
   curl_easy_setopt(easy, CURLOPT_WRITEDATA, this);
   if (request_.method == "HEAD") curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
-  if (request_.method == "POST") {
+  ConfigureBody(easy);
+}
+
+void Transfer::ConfigureBody(CURL* easy) {
+  if (request_.upload != nullptr) {
+    curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
+    curl_easy_setopt(easy, CURLOPT_INFILESIZE_LARGE, static_cast<curl_off_t>(request_.upload->length()));
+    curl_easy_setopt(easy, CURLOPT_READFUNCTION, &Transfer::ReadCallback);
+    curl_easy_setopt(easy, CURLOPT_READDATA, this);
+    curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, &Transfer::SeekCallback);
+    curl_easy_setopt(easy, CURLOPT_SEEKDATA, this);
+    curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 512L << 10);
+    curl_easy_setopt(easy, CURLOPT_EXPECT_100_TIMEOUT_MS,
+                     static_cast<long>(absl::ToInt64Milliseconds(kContinuePatience)));
+    curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request_.method.c_str());
+  } else if (request_.method == "POST") {
     curl_easy_setopt(easy, CURLOPT_POST, 1L);
     curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request_.body.size()));
     curl_easy_setopt(easy, CURLOPT_POSTFIELDS, request_.body.c_str());
+  } else if (request_.method != "GET" && request_.method != "HEAD") {
+    curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request_.method.c_str());
   }
+}
+
+// How long nothing may happen.
+absl::Duration Transfer::Patience() const {
+  bool sent = request_.upload != nullptr && taken_ == request_.upload->length();
+  return sent ? std::max(options_.stall_timeout, request_.answer_patience) : options_.stall_timeout;
 }
 
 // Runs the transfer to its end. An error is ours (cancelled, out of time, stalled); otherwise *result is
@@ -250,10 +309,9 @@ absl::Status Transfer::Drive(Slot* slot, CURLcode* result) {
     if (request_.cancel != nullptr && request_.cancel->cancelled()) return absl::CancelledError("cancelled");
     absl::Duration now = clock_.Monotonic();
     if (now >= request_.deadline) return absl::DeadlineExceededError("deadline reached");
-    absl::Duration stalled_at = last_activity_ + options_.stall_timeout;
+    absl::Duration stalled_at = last_activity_ + Patience();
     if (now >= stalled_at) {
-      return absl::UnavailableError(
-          absl::StrCat("no byte for ", absl::FormatDuration(options_.stall_timeout)));
+      return absl::UnavailableError(absl::StrCat("no byte for ", absl::FormatDuration(Patience())));
     }
     absl::Duration wait = std::min({request_.deadline - now, stalled_at - now, absl::Seconds(1)});
     int milliseconds = static_cast<int>(absl::ToInt64Milliseconds(absl::Ceil(wait, absl::Milliseconds(1))));
@@ -306,8 +364,11 @@ absl::Status Transfer::Run(Slot* slot, TransferTiming* timing) {
     }
     headers = curl_slist_append(headers, line.c_str());
   }
+  // libcurl would call nothing a form.
+  if (request_.method == "POST" && request_.body.empty())
+    headers = curl_slist_append(headers, "Content-Type:");
   headers = curl_slist_append(headers, "Accept-Encoding: identity");
-  headers = curl_slist_append(headers, "Expect:");
+  headers = curl_slist_append(headers, request_.expect_continue ? "Expect: 100-continue" : "Expect:");
   Configure(slot->easy, headers);
 
   base::CancelToken::Registration wake =

@@ -5,9 +5,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "base/json.h"
+#include "absl/strings/str_join.h"
 #include "base/status.h"
 #include "registry/internal/headers.h"
+#include "registry/internal/refusal.h"
 #include "registry/internal/wait.h"
 
 namespace lazyblob::registry::internal {
@@ -15,7 +16,14 @@ namespace {
 
 constexpr int kMaxHops = 5;
 constexpr size_t kMaxTargets = 4096;
-constexpr size_t kMaxErrorBody = 16 << 10;
+constexpr size_t kMaxCodesShown = 6;
+
+bool IsRedirect(int status) {
+  return status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
+}
+
+// Whether the request can go out once more, elsewhere or with another token.
+bool MaySendAgain(const ApiRequest& request) { return request.upload == nullptr || request.upload->Rewind(); }
 
 // Passes 2xx on to the caller's handler and keeps a bounded piece of every other body.
 class Filter final : public ResponseHandler {
@@ -74,25 +82,6 @@ void AddConfigured(const Headers& configured, bool authorized, Headers* headers)
   }
 }
 
-// The registry's error codes ("MANIFEST_UNKNOWN"). Its messages are left out: what a server writes there may
-// repeat what we sent.
-std::string ErrorCodes(const std::string& body) {
-  absl::StatusOr<nlohmann::json> json = base::ParseJson(body, kMaxErrorBody + 1, 8);
-  if (!json.ok() || !json->is_object()) return "";
-  auto errors = json->find("errors");
-  if (errors == json->end() || !errors->is_array()) return "";
-  std::string codes;
-  for (const auto& error : *errors) {
-    if (!error.is_object() || codes.size() > 100) break;
-    absl::StatusOr<std::optional<std::string>> code = base::JsonString(error, "code");
-    if (!code.ok() || !*code || (*code)->size() > 60) continue;
-    bool plain = std::all_of((*code)->begin(), (*code)->end(),
-                             [](char c) { return (c >= 'A' && c <= 'Z') || c == '_'; });
-    if (plain) absl::StrAppend(&codes, codes.empty() ? " " : ", ", **code);
-  }
-  return codes;
-}
-
 }  // namespace
 
 std::optional<Url> TargetCache::Find(const std::string& key) {
@@ -146,6 +135,13 @@ struct Requester::Exchange {
 std::optional<Attempt> Requester::Redirected(Exchange* exchange) {
   const HttpResponse& response = exchange->filter.response();
   auto refuse = [&](absl::Status status) { return Attempt{std::move(status), response.status, false}; };
+  const ApiRequest& request = exchange->request;
+  bool keeps_method = response.status == 307 || response.status == 308;
+  if (!keeps_method && request.method != "GET" && request.method != "HEAD") return Refused(*exchange);
+  if (!MaySendAgain(request)) {
+    return refuse(absl::UnavailableError(
+        absl::StrCat(exchange->url.HostForMessages(), " redirected after part of the body was sent")));
+  }
   if (++exchange->hops > kMaxHops) return refuse(absl::DataLossError("redirected more than 5 times"));
   absl::StatusOr<Url> next = exchange->url.Resolve(response.Get("location"));
   if (!next.ok()) return refuse(absl::DataLossError(absl::StrCat("redirect: ", next.status().message())));
@@ -162,23 +158,28 @@ std::optional<Attempt> Requester::Redirected(Exchange* exchange) {
 Attempt Requester::Refused(const Exchange& exchange) {
   const HttpResponse& response = exchange.filter.response();
   int status = response.status;
-  std::string text = absl::StrCat("HTTP ", status, ErrorCodes(exchange.filter.error_body()), " from ",
+  ErrorBody body = ParseErrorBody(exchange.filter.error_body());
+  std::string codes = absl::StrJoin(absl::MakeConstSpan(body.codes).subspan(0, kMaxCodesShown), ", ");
+  std::string text = absl::StrCat("HTTP ", status, codes.empty() ? "" : " ", codes, " from ",
                                   exchange.url.HostForMessages());
+  auto refused = [&](absl::Status error, bool retry = false) {
+    return Attempt{WithRefusal(std::move(error), status, body), status, retry};
+  };
   if (status == 429 || status == 503) {
     std::optional<absl::Duration> pause = ParseRetryAfter(response.Get("retry-after"), clock_.WallTime());
     if (pause) hosts_.Pause(exchange.url.Origin(), *pause);
   }
-  if (status == 408 || status == 429 || status >= 500) return {absl::UnavailableError(text), status, true};
+  if (status == 408 || status == 429 || status >= 500) return refused(absl::UnavailableError(text), true);
   if (status == 401) {
     const char* advice =
         exchange.authorization.empty() ? " (no credentials are known for it)" : " to the credentials given";
-    return {absl::UnauthenticatedError(absl::StrCat(text, advice)), status, false};
+    return refused(absl::UnauthenticatedError(absl::StrCat(text, advice)));
   }
-  if (status == 403) return {absl::PermissionDeniedError(text), status, false};
-  if (status == 404 || status == 410) return {absl::NotFoundError(text), status, false};
-  if (status == 416) return {absl::OutOfRangeError(text), status, false};
-  if (status < 400) return {absl::DataLossError(text), status, false};
-  return {absl::InvalidArgumentError(text), status, false};
+  if (status == 403) return refused(absl::PermissionDeniedError(text));
+  if (status == 404 || status == 410) return refused(absl::NotFoundError(text));
+  if (status == 416) return refused(absl::OutOfRangeError(text));
+  if (status < 400) return refused(absl::DataLossError(text));
+  return refused(absl::InvalidArgumentError(text));
 }
 
 std::optional<Attempt> Requester::Judge(Exchange* exchange) {
@@ -188,19 +189,20 @@ std::optional<Attempt> Requester::Judge(Exchange* exchange) {
     if (!exchange->key.empty() && exchange->hops > 0) targets_.Set(exchange->key, exchange->url);
     return Attempt{absl::OkStatus(), status, false};
   }
-  bool redirect = status == 301 || status == 302 || status == 303 || status == 307 || status == 308;
-  if (redirect && !response.Get("location").empty()) return Redirected(exchange);
+  if (IsRedirect(status) && !response.Get("location").empty()) return Redirected(exchange);
   if (status == 401 && exchange->own_origin() && !exchange->reauthenticated) {
     exchange->reauthenticated = true;
     absl::Status learnt = authenticator_.Learn(exchange->request.endpoint, exchange->scope, response,
                                                exchange->authorization, exchange->context);
-    if (!learnt.ok()) return Attempt{learnt, status, false};
+    if (!learnt.ok()) return Attempt{WithRefusal(learnt, status, {}), status, false};
+    // What was learnt serves the caller's next request then.
+    if (!MaySendAgain(exchange->request)) return Refused(*exchange);
     return std::nullopt;
   }
   // A signed target that has run out answers one of these: ask the registry for a new one, once.
   bool stale = (status == 400 || status == 401 || status == 403) && !exchange->at_api();
   if (exchange->from_cache) stale = stale || status == 404 || status == 410;
-  if (stale && !exchange->re_resolved) {
+  if (stale && !exchange->re_resolved && !exchange->request.session && MaySendAgain(exchange->request)) {
     exchange->re_resolved = true;
     exchange->from_cache = false;
     exchange->hops = 0;
@@ -218,6 +220,9 @@ Attempt Requester::Follow(Exchange* exchange) {
     http.method = exchange->request.method;
     http.url = exchange->url;
     http.headers = exchange->request.headers;
+    http.upload = exchange->request.upload;
+    http.expect_continue = exchange->request.expect_continue;
+    http.answer_patience = exchange->request.answer_patience;
     http.tls = TlsAt(exchange->request.endpoint.tls, exchange->api, exchange->url);
     http.deadline = exchange->context.deadline;
     http.cancel = exchange->context.cancel;
@@ -238,10 +243,15 @@ Attempt Requester::Follow(Exchange* exchange) {
     }
     TransferTiming timing;
     absl::Status status = transport_.Perform(http, &exchange->filter, &timing);
-    if (exchange->filter.success()) hosts_.Observe(exchange->request.endpoint.host, timing);
+    // The time to the first byte of an answer to an upload is mostly that of sending.
+    if (exchange->filter.success() && http.upload == nullptr)
+      hosts_.Observe(exchange->request.endpoint.host, timing);
     // An error's body may break off (docker-registry announces the blob's length with its 416): its status
-    // stands.
-    if (absl::IsUnavailable(status) && exchange->filter.response().status >= 300) status = absl::OkStatus();
+    // stands. So does the whole head of an answer whose body nobody wants.
+    int decisive = exchange->request.method == "GET" ? 300 : 200;
+    if (absl::IsUnavailable(status) && exchange->filter.response().status >= decisive) {
+      status = absl::OkStatus();
+    }
     if (!status.ok()) {
       if (exchange->from_cache) targets_.Forget(exchange->key);
       if (exchange->filter.refused()) return {status, exchange->filter.response().status, false};
@@ -256,9 +266,20 @@ Attempt Requester::Follow(Exchange* exchange) {
 Attempt Requester::Send(const ApiRequest& request, ResponseHandler* handler, const CallContext& context) {
   absl::StatusOr<Url> api = request.endpoint.ApiUrl(request.repository, request.rest);
   if (!api.ok()) return {api.status(), 0, false};
+  if (request.session) {
+    absl::Status allowed = CheckTarget(*api, *request.session, options_.allow_private_redirects);
+    if (!allowed.ok()) return {base::Annotate(allowed, "upload session"), 0, false};
+  }
   Exchange exchange{request, context, Filter(handler, context), *api, *api, "", "", ""};
-  absl::string_view actions = context.access == Access::kPush ? "pull,push" : "pull";
+  absl::string_view actions = context.access == Access::kPull ? "pull"
+                              : request.may_delete            ? "pull,push,delete"
+                                                              : "pull,push";
+  // What is pushed to comes first: some token servers look no further.
   exchange.scope = absl::StrCat("repository:", request.repository, ":", actions);
+  if (!request.also_pull.empty()) {
+    absl::StrAppend(&exchange.scope, " repository:", request.also_pull, ":pull");
+  }
+  if (request.session) exchange.url = *request.session;
   if (request.cache_target) {
     exchange.key = api->ToString();
     if (std::optional<Url> target = targets_.Find(exchange.key)) {

@@ -27,6 +27,14 @@ struct ApiRequest {
   std::string rest;  // "/manifests/latest", encoded
   Headers headers;
   bool cache_target = false;  // of a GET of a blob: remember where it was redirected to
+
+  // Of a push.
+  std::optional<Url> session;     // asked instead of the API; may be on another host
+  std::string also_pull;          // another repository that the token must allow pulling from
+  bool may_delete = false;        // the token must allow deleting
+  RequestBody* upload = nullptr;  // sent again only if it can be rewound
+  bool expect_continue = false;   // see HttpRequest
+  absl::Duration answer_patience;
 };
 
 // How one attempt went.
@@ -69,7 +77,7 @@ class Requester {
 
   // Hands a 2xx response to `handler` (its OnResponse is called at most once) and maps everything else:
   // NotFound 404, Unauthenticated 401, PermissionDenied 403, OutOfRange 416, Unavailable 408, 429 and 5xx,
-  // InvalidArgument other 4xx.
+  // InvalidArgument other 4xx; with what RefusalOf (pusher.h) tells.
   Attempt Send(const ApiRequest& request, ResponseHandler* handler, const CallContext& context);
 
  private:

@@ -5,6 +5,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "base/json.h"
 #include "base/status.h"
@@ -82,6 +83,30 @@ absl::Status ExplainRefusal(const TokenQuery& query, const Url& realm, int statu
 }
 
 }  // namespace
+
+std::string MergeScopes(absl::string_view ours, absl::string_view theirs) {
+  using Scope = std::pair<absl::string_view, std::vector<absl::string_view>>;  // resource, actions
+  std::vector<Scope> merged;
+  bool common = false;
+  for (absl::string_view list : {ours, theirs}) {
+    for (absl::string_view scope : absl::StrSplit(list, ' ', absl::SkipEmpty())) {
+      size_t colon = std::min(scope.rfind(':'), scope.size());
+      absl::string_view resource = scope.substr(0, colon);
+      auto found = std::find_if(merged.begin(), merged.end(),
+                                [&](const Scope& known) { return known.first == resource; });
+      common = common || (list.data() == theirs.data() && found != merged.end());
+      if (found == merged.end()) found = merged.insert(merged.end(), Scope(resource, {}));
+      for (absl::string_view action : absl::StrSplit(scope.substr(std::min(colon + 1, scope.size())), ',')) {
+        bool known = std::find(found->second.begin(), found->second.end(), action) != found->second.end();
+        if (!known) found->second.push_back(action);
+      }
+    }
+  }
+  if (!common) return std::string(theirs);
+  return absl::StrJoin(merged, " ", [](std::string* out, const Scope& scope) {
+    absl::StrAppend(out, scope.first, ":", absl::StrJoin(scope.second, ","));
+  });
+}
 
 absl::StatusOr<TokenAnswer> ParseTokenAnswer(absl::string_view text) {
   absl::StatusOr<nlohmann::json> json = base::ParseJson(text, kMaxAnswer);

@@ -37,6 +37,11 @@ absl::StatusOr<TokenAnswer> FetchToken(const TokenQuery& query, const CallContex
                                        Transport* transport, HostStates* hosts, const base::Clock& clock,
                                        const Sleeper& sleep);
 
+// The scope to ask for when we want `ours` and a challenge named `theirs`: ours first and whole, since a
+// challenge to a check speaks of pulling only; theirs as it is where it names other resources, for the
+// registry knows its own names.
+std::string MergeScopes(absl::string_view ours, absl::string_view theirs);
+
 // What a token server's JSON says; without "expires_in" a token lives 60 s.
 absl::StatusOr<TokenAnswer> ParseTokenAnswer(absl::string_view json);
 

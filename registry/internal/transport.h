@@ -22,11 +22,25 @@ namespace lazyblob::registry::internal {
 
 using Headers = std::vector<std::pair<std::string, std::string>>;
 
+// A request body of known length, taken in order while it is sent, on the thread of Perform.
+class RequestBody {
+ public:
+  virtual ~RequestBody() = default;
+  virtual uint64_t length() const = 0;
+  // Fills `out` from its start with what comes next: at least one byte, at most what is left of length().
+  virtual absl::StatusOr<size_t> Read(absl::Span<uint8_t> out) = 0;
+  // Goes back to the first byte; false: what was taken is gone.
+  virtual bool Rewind() = 0;
+};
+
 struct HttpRequest {
-  std::string method = "GET";  // GET, HEAD or POST
+  std::string method = "GET";  // any that registries know
   Url url;
   Headers headers;
-  std::string body;                                    // of a POST
+  std::string body;                // of a POST
+  RequestBody* upload = nullptr;   // instead of `body`, of any method
+  bool expect_continue = false;    // no byte of it is taken before the server wants it
+  absl::Duration answer_patience;  // silence allowed once the body is sent, if longer than the usual
   absl::Duration deadline = absl::InfiniteDuration();  // monotonic
   std::shared_ptr<base::CancelToken> cancel;           // may be null
   bool allow_local_address = true;                     // connect to loopback and link-local addresses too

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
+#include "base/status.h"
 #include "registry/internal/core.h"
 #include "registry/internal/transport.h"
 
@@ -79,8 +80,12 @@ class FakeNetwork {
       if (request.cancel != nullptr && request.cancel->cancelled()) return absl::CancelledError("cancelled");
       Seen seen{absl::StrCat(request.method, " ", request.url.ToString()), request.headers, request.body,
                 request.allow_local_address, request.tls};
-      network_.Log(seen);
+      // A body that waits for the server's leave is taken only if the answer is not a refusal.
+      bool late = request.upload != nullptr && request.expect_continue;
+      if (request.upload != nullptr && !late) RETURN_IF_ERROR(Take(request.upload, &seen.body));
       Reply reply = network_.script_(seen);
+      if (late && reply.status < 300) RETURN_IF_ERROR(Take(request.upload, &seen.body));
+      network_.Log(seen);
       if (!reply.before.ok()) return reply.before;
       HttpResponse response{reply.status, reply.headers};
       absl::StatusOr<BodyAction> action = handler->OnResponse(response);
@@ -98,6 +103,17 @@ class FakeNetwork {
     }
 
    private:
+    static absl::Status Take(RequestBody* body, std::string* out) {
+      out->resize(body->length());
+      for (size_t at = 0; at < out->size();) {
+        size_t piece = std::min<size_t>(out->size() - at, 1000);
+        ASSIGN_OR_RETURN(size_t got, body->Read({reinterpret_cast<uint8_t*>(&(*out)[at]), piece}));
+        if (got == 0 || got > piece) return absl::DataLossError("the body ended");
+        at += got;
+      }
+      return absl::OkStatus();
+    }
+
     FakeNetwork& network_;
   };
 
