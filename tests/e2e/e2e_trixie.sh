@@ -62,14 +62,14 @@ part_containerd() {
     mark=$(registry_mark)
     ctr_remote images rpull --plain-http "${options[@]}" "$REG/debian:$format" > "$SCRATCH/out" 2>&1 ||
       { fail "rpull debian:$format: $(tail -1 "$SCRATCH/out")"; continue; }
-    ctr_ run --rm --snapshotter stargz "$REG/debian:$format" "json-$format" /usr/bin/python3 -c "$START" > "$SCRATCH/out" 2>&1
+    ctr_ run --rm --snapshotter stargz "$REG/debian:$format" "json-$format" /usr/bin/python3 -c "$START" > "$SCRATCH/out" 2>&1 || true
     says_json "$SCRATCH/out" || fail "debian:$format: python3 said $(tail -1 "$SCRATCH/out")"
     got=$(fetched_since "$mark")
     if [ "$format" = gzip ]; then
       row "ctr-remote rpull, ctr run" "gzip, never seen: streamed once" "$got" "$size"
       [ "$got" -le $((size + size / 100)) ] || fail "debian:gzip was fetched more than once"
     else
-      lazy_row "ctr-remote rpull ${options[*]}, ctr run" "$format: python3 starts" "$got" "$size"
+      lazy_row "ctr-remote rpull${options[*]:+ ${options[*]}}, ctr run" "$format: python3 starts" "$got" "$size"
     fi
     [ "$(content_has_layers "debian:$format")" = 0 ] || fail "debian:$format: containerd has layer blobs"
   done
@@ -102,7 +102,7 @@ both, owners = len(plain.keys() & mapped.keys()), len({v[:2] for v in mapped.val
 print(f"e2e_trixie: id-mapped: {both} of {len(plain)} paths compared, {owners} owners, {len(wrong)} wrong", file=sys.stderr)
 for path in wrong[:5]:
     print(f"  {path}: {mapped[path]}, in the image {plain[path]}", file=sys.stderr)
-sys.exit(bool(wrong) or both < len(plain) - 20 or owners < 3)
+sys.exit(bool(wrong) or both < 10000 or both < len(plain) - 20 or owners < 3)
 OWNERS
   upper=$(snapshot_option mapped upperdir)
   [ -d "$upper" ] || fail "the mapped container has no upper directory: $(snapshot_mount mapped)"
@@ -154,7 +154,7 @@ build() {
   grep -q 'exporting to image' "$SCRATCH/build.out" || fail "$who: no 'exporting to image'"
   lazy_row "$who" "until \"exporting to image\"" "$before" "$size"
   row "$who" "when the image is exported" "$(fetched_since "$mark")" "$size"
-  "${DOCKER[@]}" run --rm --network none built cat /made > "$SCRATCH/out" 2>&1
+  "${DOCKER[@]}" run --rm --network none built cat /made > "$SCRATCH/out" 2>&1 || true
   says_json "$SCRATCH/out" || fail "$who: the built image: $(tail -1 "$SCRATCH/out")"
   "${DOCKER[@]}" rmi -f built > /dev/null || fail "$who: rmi"
 }
@@ -168,7 +168,7 @@ part_docker() {
   mark=$(registry_mark)
   "${DOCKER[@]}" pull -q "$ref" > "$SCRATCH/out" 2>&1 || fail "docker pull: $(tail -1 "$SCRATCH/out")"
   lazy_row "docker pull" "zstdchunked" "$(fetched_since "$mark")" "$size"
-  "${DOCKER[@]}" run --rm --network none "$ref" /usr/bin/python3 -c "$START" > "$SCRATCH/out" 2>&1
+  "${DOCKER[@]}" run --rm --network none "$ref" /usr/bin/python3 -c "$START" > "$SCRATCH/out" 2>&1 || true
   says_json "$SCRATCH/out" || fail "docker run: $(tail -1 "$SCRATCH/out")"
   lazy_row "docker run" "zstdchunked: python3 starts" "$(fetched_since "$mark")" "$size"
   build "docker build FROM what was pulled" "$ref" "$size"

@@ -41,6 +41,7 @@ _run_cleanups() {
   local status=$? i
   trap - EXIT
   set +e
+  [ "$status" = 0 ] || log "ends with status $status"
   for ((i = ${#_cleanups[@]} - 1; i >= 0; i--)); do eval "${_cleanups[$i]}"; done
   exit "$status"
 }

@@ -6,6 +6,13 @@ import stat
 import sys
 
 root = os.lstat("/").st_dev
+
+
+def elsewhere(st):
+    """Directories of an overlay have its device, files that of their layer."""
+    return stat.S_ISDIR(st.st_mode) and st.st_dev != root
+
+
 for top, directories, files in os.walk("/"):
     for name in sorted(directories + files):
         path = os.path.join(top, name)
@@ -13,8 +20,8 @@ for top, directories, files in os.walk("/"):
             st = os.lstat(path)
         except OSError:
             continue
-        if st.st_dev == root:
-            sys.stdout.buffer.write(b"%d %d %o %d %r\n" % (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode),
-                                                           stat.S_IFMT(st.st_mode), os.fsencode(path)))
-    directories[:] = [d for d in directories if os.path.islink(os.path.join(top, d)) or
-                      (os.path.lexists(os.path.join(top, d)) and os.lstat(os.path.join(top, d)).st_dev == root)]
+        if elsewhere(st):
+            directories.remove(name)
+            continue
+        sys.stdout.buffer.write(b"%d %d %o %d %r\n" % (st.st_uid, st.st_gid, stat.S_IMODE(st.st_mode),
+                                                       stat.S_IFMT(st.st_mode), os.fsencode(path)))

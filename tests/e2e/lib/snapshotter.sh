@@ -21,6 +21,7 @@ serve_configure() {
   LB_RUN=$SCRATCH/run-$1
   LB_SOCKET=$LB_RUN/lazyblob.sock LB_CONFIG=$SCRATCH/$1.toml LB_LOG=$SCRATCH/$1.log LB_HOSTS=$SCRATCH/hosts.d
   mkdir -p "$LB_HOSTS"
+  : > "$LB_LOG"
   { printf '%s\n' "${2:-}"
     printf '[registry]\nconfig_path = "%s"\n' "$LB_HOSTS"; } > "$LB_CONFIG"
 }
@@ -89,11 +90,16 @@ left_behind() {
 }
 cache_bytes() { du -s -B1 "$ROOT_DIR/layers" 2>/dev/null | cut -f1; }
 
-# Removes all containers and images of the namespace, and has containerd collect what was theirs.
+# Removes all containers, images and leases of the namespace, and has containerd collect what was theirs.
 remove_everything() {
   local name
   for name in $(ctr_ tasks ls -q); do ctr_ tasks kill -s KILL "$name" > /dev/null 2>&1 || true; done
   for name in $(ctr_ tasks ls -q); do ctr_ tasks rm -f "$name" > /dev/null 2>&1 || true; done
   for name in $(ctr_ containers ls -q); do ctr_ containers rm "$name" > /dev/null || return 1; done
-  for name in $(ctr_ images ls -q); do ctr_ images rm --sync "$name" > /dev/null || return 1; done
+  for name in $(ctr_ images ls -q); do ctr_ images rm "$name" > /dev/null || return 1; done
+  # containerd looks for what it does not know only in snapshotters of which it has just removed something
+  ctr_ snapshots --snapshotter "$CTR_SNAPSHOTTER" prepare collect > /dev/null || return 1
+  ctr_ snapshots --snapshotter "$CTR_SNAPSHOTTER" rm collect || return 1
+  ctr_ leases create --id collect > /dev/null || return 1   # what a killed client leased goes too
+  for name in $(ctr_ leases ls -q); do ctr_ leases rm --sync "$name" > /dev/null || return 1; done
 }
