@@ -1,0 +1,291 @@
+#include "exporter/spec.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <set>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "base/digest.h"
+#include "base/json.h"
+#include "base/status.h"
+#include "exporter/tree.h"
+#include "oci/manifest.h"
+
+namespace lazyblob::exporter {
+namespace {
+
+constexpr uint64_t kMaxSpecBytes = 16 << 20;
+constexpr absl::string_view kLayout = "oci:";
+constexpr absl::string_view kArchive = "oci-archive:";
+constexpr absl::string_view kDirectory = "dir:";
+constexpr absl::string_view kTar = "tar:";
+constexpr absl::string_view kSnapshot = "snapshot:";
+
+absl::Status Bad(absl::string_view what, absl::string_view why) {
+  return absl::InvalidArgumentError(absl::StrCat(what, ": ", why));
+}
+
+absl::Status BadText(absl::string_view text, absl::string_view why) {
+  return Bad(base::Printable(text), why);
+}
+
+bool IsAbsolute(absl::string_view path) { return absl::StartsWith(path, "/"); }
+
+// The path that starts after `prefix`, made absolute.
+std::string Absolute(const std::string& directory, absl::string_view prefix, absl::string_view text) {
+  absl::string_view path = text.substr(prefix.size());
+  if (path.empty() || IsAbsolute(path)) return std::string(text);
+  return absl::StrCat(prefix, directory, directory == "/" ? "" : "/", path);
+}
+
+void AbsoluteAfter(const std::string& directory, std::initializer_list<absl::string_view> prefixes,
+                   std::string* text) {
+  for (absl::string_view prefix : prefixes) {
+    if (!absl::StartsWith(*text, prefix)) continue;
+    *text = Absolute(directory, prefix, *text);
+    return;
+  }
+}
+
+absl::Status CheckAbsolute(const Destination& destination) {
+  std::string path = "/";
+  if (const auto* layout = std::get_if<oci::LayoutReference>(&destination)) path = layout->directory;
+  if (const auto* archive = std::get_if<ArchiveDestination>(&destination)) path = archive->file;
+  if (const auto* directory = std::get_if<DirectoryDestination>(&destination)) path = directory->path;
+  if (IsAbsolute(path)) return absl::OkStatus();
+  return BadText(ToString(destination), "the path must be absolute");
+}
+
+absl::StatusOr<std::vector<Destination>> ParseDestinations(
+    const google::protobuf::RepeatedPtrField<std::string>& texts, std::set<std::string>* seen) {
+  std::vector<Destination> destinations;
+  for (const std::string& text : texts) {
+    ASSIGN_OR_RETURN(Destination destination, ParseDestination(text));
+    RETURN_IF_ERROR(CheckAbsolute(destination));
+    if (!seen->insert(ToString(destination)).second) return BadText(text, "is given twice as a destination");
+    destinations.push_back(std::move(destination));
+  }
+  return destinations;
+}
+
+absl::Status CheckRecord(const v1::CacheRecord& record) {
+  absl::Status status = base::Digest::Parse(record.digest()).status();
+  for (const auto& input : record.inputs()) {
+    for (const auto& link : input.links()) status.Update(base::Digest::Parse(link.digest()).status());
+  }
+  return base::Annotate(status, "cache record");
+}
+
+absl::Status CheckLayerSource(const v1::LayerSource& layer) {
+  const std::string& text = layer.source();
+  if (absl::StartsWith(text, kSnapshot)) {
+    if (text.size() == kSnapshot.size()) return BadText(text, "names no snapshot: snapshot:KEY");
+  } else {
+    ASSIGN_OR_RETURN(Source source, ParseSource(text));
+    if (!IsAbsolute(source.path)) return BadText(text, "the path must be absolute");
+  }
+  for (const v1::CacheRecord& record : layer.records()) RETURN_IF_ERROR(CheckRecord(record));
+  return absl::OkStatus();
+}
+
+absl::Status CheckImage(const v1::Image& image) {
+  if (image.base().empty()) return Bad("base", "is missing; name an image, or \"scratch\"");
+  if (image.base() != "scratch") {
+    ASSIGN_OR_RETURN(oci::ImageReference base, oci::ParseImageReference(image.base()));
+    if (const auto* layout = std::get_if<oci::LayoutReference>(&base)) {
+      if (!IsAbsolute(layout->directory)) return BadText(image.base(), "the path must be absolute");
+    }
+  } else if (image.layers().empty()) {
+    return Bad("base scratch", "an image without any layer; give it a layer");
+  }
+  if (!image.platform().empty()) RETURN_IF_ERROR(oci::ParsePlatform(image.platform()).status());
+  if (image.all_platforms()) {
+    const bool changed =
+        !image.layers().empty() || !image.config_file().empty() || !image.annotations().empty();
+    if (image.base() == "scratch" || !image.platform().empty() || changed) {
+      return Bad(base::Printable(image.base()),
+                 "all its platforms can only be copied as they are: no layers, config or annotations");
+    }
+  }
+  if (!image.config_file().empty() && !IsAbsolute(image.config_file())) {
+    return BadText(image.config_file(), "the path must be absolute");
+  }
+  for (const v1::LayerSource& layer : image.layers()) {
+    RETURN_IF_ERROR(CheckLayerSource(layer));
+    if (!layer.records().empty()) {
+      return BadText(layer.source(), "cache records belong to layers of the cache");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckImages(const v1::ExportRequest& request, const std::vector<Destination>& destinations) {
+  std::set<std::string> platforms;
+  for (const v1::Image& image : request.images()) {
+    RETURN_IF_ERROR(CheckImage(image));
+    if (request.images_size() == 1) break;
+    if (image.all_platforms() || image.platform().empty()) {
+      return Bad(base::Printable(image.base()), "of several images each must name its platform");
+    }
+    ASSIGN_OR_RETURN(oci::Platform platform, oci::ParsePlatform(image.platform()));
+    if (!platforms.insert(platform.ToString()).second) {
+      return Bad(platform.ToString(), "two images of one platform; an index holds one of each");
+    }
+  }
+  for (const Destination& destination : destinations) {
+    if (!std::holds_alternative<DirectoryDestination>(destination)) continue;
+    if (request.images_size() > 1 || (request.images_size() == 1 && request.images(0).all_platforms())) {
+      return BadText(ToString(destination), "a directory takes one platform; name it with --platform");
+    }
+  }
+  if (request.images().empty() && !destinations.empty()) return Bad("image", "destinations, but no image");
+  if (!request.images().empty() && destinations.empty() && !request.unlazy()) {
+    return Bad("image", "no destination; name one with --image");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCache(const v1::ExportRequest& request, const std::vector<Destination>& destinations,
+                        std::vector<std::string>* warnings) {
+  const v1::Cache& cache = request.cache();
+  if (cache.format() == v1::INLINE) {
+    if (!destinations.empty()) {
+      return Bad("cache", "an inline cache is part of the image and has no destination of its own");
+    }
+    if (request.images().empty()) return Bad("cache", "an inline cache needs an image");
+  } else if (destinations.empty()) {
+    return Bad("cache", "layers or imports, but no destination; name one with --cache");
+  }
+  for (const Destination& destination : destinations) {
+    if (std::holds_alternative<DirectoryDestination>(destination)) {
+      return BadText(ToString(destination),
+                     "a cache cannot be unpacked; name a repository, oci: or oci-archive:");
+    }
+  }
+  const bool plain = cache.format() == v1::PLAIN;
+  for (const v1::LayerSource& layer : cache.layers()) {
+    RETURN_IF_ERROR(CheckLayerSource(layer));
+    if (!plain && layer.records().empty()) {
+      return BadText(layer.source(), "a layer of a build cache without records is of no use to anybody");
+    }
+    if (plain && !layer.records().empty()) {
+      warnings->push_back(
+          absl::StrCat(base::Printable(layer.source()), ": a plain cache image holds no records; ignored"));
+    }
+  }
+  for (const std::string& import : cache.imports()) {
+    RETURN_IF_ERROR(oci::ParseImageReference(import).status());
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<Destination> ParseDestination(absl::string_view text) {
+  if (absl::StartsWith(text, kArchive)) {
+    auto layout = oci::ParseImageReference(absl::StrCat(kLayout, text.substr(kArchive.size())));
+    if (!layout.ok()) return BadText(text, "not oci-archive:FILE[:tag]");
+    auto& parsed = std::get<oci::LayoutReference>(*layout);
+    return ArchiveDestination{std::move(parsed.directory), std::move(parsed.tag)};
+  }
+  if (absl::StartsWith(text, kDirectory)) {
+    if (text.size() == kDirectory.size()) return BadText(text, "names no directory: dir:PATH");
+    return DirectoryDestination{std::string(text.substr(kDirectory.size()))};
+  }
+  ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(text));
+  return std::visit([](auto&& kind) -> Destination { return std::move(kind); }, std::move(reference));
+}
+
+std::string ToString(const Destination& destination) {
+  struct Text {
+    std::string operator()(const oci::Reference& reference) const { return reference.ToString(); }
+    std::string operator()(const oci::LayoutReference& layout) const { return layout.ToString(); }
+    std::string operator()(const ArchiveDestination& archive) const {
+      return absl::StrCat(kArchive, archive.file, archive.tag.has_value() ? ":" : "",
+                          archive.tag.value_or(""));
+    }
+    std::string operator()(const DirectoryDestination& directory) const {
+      return absl::StrCat(kDirectory, directory.path);
+    }
+  };
+  return std::visit(Text(), destination);
+}
+
+absl::StatusOr<v1::ExportRequest> ParseSpec(absl::string_view json) {
+  // Protobuf's own parser takes duplicate keys and more depth than anybody means.
+  RETURN_IF_ERROR(base::Annotate(base::ParseJson(json, kMaxSpecBytes).status(), "export spec"));
+  v1::ExportRequest request;
+  google::protobuf::util::JsonParseOptions strict;
+  strict.ignore_unknown_fields = false;
+  auto parsed = google::protobuf::util::JsonStringToMessage(std::string(json), &request, strict);
+  if (!parsed.ok()) {
+    return Bad("export spec",
+               base::Printable(absl::string_view(parsed.message().data(), parsed.message().size())));
+  }
+  return request;
+}
+
+std::string SpecToJson(const v1::ExportRequest& request) {
+  std::string json;
+  const auto written = google::protobuf::util::MessageToJsonString(request, &json);
+  return written.ok() ? json : "";
+}
+
+absl::Status MakePathsAbsolute(const std::string& directory, v1::ExportRequest* request) {
+  for (v1::Image& image : *request->mutable_images()) {
+    AbsoluteAfter(directory, {kLayout}, image.mutable_base());
+    if (!image.config_file().empty()) image.set_config_file(Absolute(directory, "", image.config_file()));
+    for (auto& layer : *image.mutable_layers()) {
+      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_source());
+    }
+  }
+  for (std::string& text : *request->mutable_destinations()) {
+    AbsoluteAfter(directory, {kLayout, kArchive, kDirectory}, &text);
+  }
+  if (request->has_cache()) {
+    for (std::string& text : *request->mutable_cache()->mutable_destinations()) {
+      AbsoluteAfter(directory, {kLayout, kArchive, kDirectory}, &text);
+    }
+    for (std::string& text : *request->mutable_cache()->mutable_imports()) {
+      AbsoluteAfter(directory, {kLayout}, &text);
+    }
+    for (auto& layer : *request->mutable_cache()->mutable_layers()) {
+      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_source());
+    }
+  }
+  if (!request->access().docker_config().empty()) {
+    std::string* config = request->mutable_access()->mutable_docker_config();
+    *config = Absolute(directory, "", *config);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CheckedRequest> CheckRequest(const v1::ExportRequest& request) {
+  CheckedRequest checked;
+  const bool cached = request.has_cache();
+  if (request.images().empty() && !cached) return Bad("export", "neither an image nor a cache is given");
+  std::set<std::string> seen;
+  ASSIGN_OR_RETURN(checked.images, ParseDestinations(request.destinations(), &seen));
+  ASSIGN_OR_RETURN(checked.caches, ParseDestinations(request.cache().destinations(), &seen));
+  RETURN_IF_ERROR(CheckImages(request, checked.images));
+  if (cached) RETURN_IF_ERROR(CheckCache(request, checked.caches, &checked.warnings));
+  if (request.compression_level() < 0) return Bad("compression level", "must not be negative");
+  const std::string& docker_config = request.access().docker_config();
+  if (!docker_config.empty() && !IsAbsolute(docker_config)) {
+    return BadText(docker_config, "the path must be absolute");
+  }
+  if (request.parallel() == v1::ON && !cached) {
+    checked.warnings.push_back("parallel has no effect: there is no cache to export beside the image");
+  } else if (request.parallel() == v1::ON && request.cache().format() == v1::INLINE) {
+    checked.warnings.push_back("parallel has no effect: an inline cache is part of the image");
+  }
+  if (request.on_failure() != v1::ON_FAILURE_UNSPECIFIED && !cached) {
+    checked.warnings.push_back("on-failure has no effect: there is no cache to export beside the image");
+  }
+  return checked;
+}
+
+}  // namespace lazyblob::exporter
