@@ -1,6 +1,6 @@
 #!/bin/bash
 # The figures of docs/PERFORMANCE.md, measured in one run; prints a Markdown table. Exit status 1 if a limit is passed.
-#   bench/run.sh [--smoke] [PART…]     parts: tree pull small; default: all
+#   bench/run.sh [--smoke] [PART…]     parts: tree pull index small; default: all
 #   LAZYBLOB_ROUNDS                    rounds per measurement, the median counts (default 5)
 # --smoke: one round, a small "million", limits are shown but not judged.
 # Needs root; images and state under $LAZYBLOB_WORK (default build/e2e), on a real disk.
@@ -107,9 +107,9 @@ bench_tree_of() {  # repository:tag, what it is; the image's own unpacked tree i
   row "$label: page cache after reading all, complete" "pages-full-$key" - 1.2 "× of its bytes"
 }
 
-tree() {
+# One layer with the whole tree: flat:gzip.
+flat_image() {
   judge_tree debian gzip
-  # One layer with the whole tree, and the image as it is (an overlay of four).
   local flat=$WORK/images/flat
   if [ ! -e "$flat/done" ]; then
     rm -rf "$flat"
@@ -121,7 +121,11 @@ tree() {
     touch "$flat/done"
   fi
   skopeo copy -q --preserve-digests --dest-tls-verify=false "oci:$flat:gzip" "docker://$REG/flat:gzip"
-  bench_tree_of flat:gzip "one layer"
+}
+
+tree() {
+  flat_image
+  bench_tree_of flat:gzip "one layer"   # and the image as it is (an overlay of four)
   bench_tree_of debian:gzip "four layers"
 }
 
@@ -146,6 +150,26 @@ pull() {
     rm -rf --one-file-system "$ROOT_DIR"
   done
   row "full pull of debian:gzip (ctr image pull, overlayfs)" lb-pull ctr-pull 0.5 ms
+}
+
+# ---- index: the one pass over a plain layer that was never seen, without its data
+
+index() {
+  local i started size
+  flat_image
+  size=$(skopeo inspect --raw --tls-verify=false "docker://$REG/flat:gzip" |
+    "$PYTHON" -c 'import json,sys; print(json.load(sys.stdin)["layers"][0]["size"])')
+  for ((i = 0; i < ROUNDS; i++)); do
+    lb_root "index-$i"
+    drop_caches
+    started=$(now_ms)
+    lb --root "$ROOT_DIR" index --plain-http --progress none "$REG/flat:gzip" > /dev/null || die "lazyblob index flat:gzip"
+    value index-speed "$(awk -v n="$size" -v ms="$(( $(now_ms) - started ))" 'BEGIN {printf "%.1f", n / 1000 / ms}')"
+    value index-size "$(find "$ROOT_DIR" -name index -type f -printf '%s\n' | awk -v n="$size" '{s += $1} END {printf "%.2f", s * 100 / n}')"
+    rm -rf --one-file-system "$ROOT_DIR"
+  done
+  row "index of one gzip layer of $((size / 1000000)) MB, start of the daemon included" index-speed - - "MB/s of blob"
+  row "its size" index-size - - "% of the blob"
 }
 
 # ---- small: time and memory of mounts
@@ -181,6 +205,6 @@ small() {
   row "peak memory for a mount of four eStargz layers" three-memory - 40 MiB
 }
 
-[ $# -gt 0 ] || set -- tree pull small
+[ $# -gt 0 ] || set -- tree pull index small
 for part in "$@"; do log "$part"; $part; done
 "$PYTHON" "$BENCH_DIR/table.py" ${SMOKE:+--smoke} "$RESULTS"

@@ -27,10 +27,10 @@ absl::StatusOr<Format> PlainFormatOf(const oci::Descriptor& layer);
 struct BuildLimits {
   uint64_t max_data_bytes = kMaxDataBytes;
   uint64_t max_entries = 2'000'000;
-  uint64_t max_toc_bytes = 384 << 20;     // uncompressed
-  uint64_t max_ratio = 2000;              // data bytes per blob byte beyond the first 64 MiB
-  uint64_t checkpoint_spacing = 1 << 20;  // bytes of output between gzip checkpoints, and size of tar chunks
-  uint64_t max_zstd_window = 8 << 20;     // memory a zstd frame may ask for; at most 128 MiB
+  uint64_t max_toc_bytes = 384 << 20;       // uncompressed
+  uint64_t max_ratio = 2000;                // data bytes per blob byte beyond the first 64 MiB
+  uint64_t checkpoint_spacing = 256 << 10;  // bytes of output between gzip checkpoints; size of tar chunks
+  uint64_t max_zstd_window = 8 << 20;       // memory a zstd frame may ask for; at most 128 MiB
 };
 
 // Receives the data area in order of offset while a plain layer is streamed.

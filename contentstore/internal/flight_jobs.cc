@@ -21,6 +21,12 @@ constexpr int kMaxAheadRanges = 4;
 
 uint64_t BlobEnd(const layer::Chunk& chunk) { return chunk.blob_offset + chunk.blob_size; }
 
+// What a reader of the run that has come up to `chunk` has read of the blob.
+uint64_t RunBytes(const LayerFetchState& state, const layer::LayerIndex& index, uint64_t chunk) {
+  const uint64_t at = chunk < index.chunk_count() ? index.chunk(chunk).blob_offset : index.info().blob_size;
+  return at - std::min(at, state.run_blob);
+}
+
 }  // namespace
 
 // Grows one job around its first chunk.
@@ -140,22 +146,22 @@ class FlightTable::JobBuilder {
   uint64_t skipped_ = 0;
 };
 
-uint64_t FlightTable::RangeTarget(Layer& layer, int streak, FetchCause cause) const {
+uint64_t FlightTable::RangeTarget(Layer& layer, int streak, uint64_t run, FetchCause cause) const {
   if (cause != FetchCause::kDemand) return 0;  // the others know what they want
   // A first touch says nothing about its neighbours: little more than what was asked for. A reader that goes
   // on gets twice as much each time, and once it is plainly sequential what the link carries in one round
-  // trip.
-  const uint64_t grown = std::min(limits_.min_range_bytes << std::min(streak, 5), limits_.max_range_bytes);
-  if (streak <= kSequential) return grown;
-  const uint64_t hint = layer.range_hint().load(std::memory_order_relaxed);
-  return std::clamp(hint, grown, limits_.max_range_bytes);
+  // trip, though not more than it has read so far: most files end soon.
+  uint64_t wanted = limits_.min_range_bytes << std::min(streak, 5);
+  if (streak > kSequential) wanted = std::max(wanted, layer.range_hint().load(std::memory_order_relaxed));
+  return std::clamp(std::min(wanted, run), limits_.min_range_bytes, limits_.max_range_bytes);
 }
 
 JobPtr FlightTable::BuildForFlight(const Flight& flight, FetchCause cause) const {
-  const int streak = flight.layer->fetch_state().StreakAt(flight.chunk);
+  const LayerFetchState& state = flight.layer->fetch_state();
+  const uint64_t run = RunBytes(state, *flight.body->index, flight.chunk + 1);
   JobBuilder builder(*this, flight.layer, flight.body, cause);
   return builder.Build(flight.chunk, flight.body->index->chunk_count(),
-                       RangeTarget(*flight.layer, streak, cause));
+                       RangeTarget(*flight.layer, state.StreakAt(flight.chunk), run, cause));
 }
 
 JobPtr FlightTable::BuildForWish(Wish* wish, FetchCause cause) const {
@@ -215,13 +221,17 @@ void FlightTable::NoteSequence(const Job& job) {
   if (job.cause != FetchCause::kDemand) return;
   uint64_t first = UINT64_MAX;
   uint64_t end = 0;
+  uint64_t asked_end = 0;
   for (const Job::Item& item : job.items) {
     first = std::min(first, item.chunk_number);
     end = std::max(end, item.chunk_number + 1);
+    const Flight* const flight = Find(job.layer.get(), item.chunk_number);
+    if (flight != nullptr && !flight->waiters.empty()) asked_end = std::max(asked_end, item.chunk_number + 1);
   }
   LayerFetchState& state = job.layer->fetch_state();
   const bool overtaken = first >= state.run_chunk && first < state.next_chunk;
   state.streak = state.StreakAt(first);
+  if (state.streak == 0) state.run_blob = job.body->index->chunk(first).blob_offset;
   state.run_chunk = first;
   if (overtaken) {  // the reader is faster than what is read ahead of it, which goes on
     state.next_chunk = std::max(state.next_chunk, end);
@@ -233,10 +243,10 @@ void FlightTable::NoteSequence(const Job& job) {
     return;
   }
   state.ahead_chunk = end;
-  WishAhead(job.layer, job.body);
+  WishAhead(job.layer, job.body, asked_end);
 }
 
-void FlightTable::WishAhead(const std::shared_ptr<Layer>& layer, const LayerBody* body) {
+void FlightTable::WishAhead(const std::shared_ptr<Layer>& layer, const LayerBody* body, uint64_t position) {
   LayerFetchState& state = layer->fetch_state();
   const layer::LayerIndex& index = *body->index;
   if (state.ahead_chunk >= index.chunk_count()) {
@@ -244,14 +254,19 @@ void FlightTable::WishAhead(const std::shared_ptr<Layer>& layer, const LayerBody
     return;
   }
   layer->ahead_trigger().store(index.chunk(state.ahead_chunk).data_offset, std::memory_order_relaxed);
-  const uint64_t target = RangeTarget(*layer, state.streak, FetchCause::kDemand);
+  // All that is read ahead is at most as much as was read.
+  const uint64_t run = RunBytes(state, index, position);
+  const uint64_t limit = state.run_blob + 2 * run;
+  const uint64_t target = RangeTarget(*layer, state.streak, run, FetchCause::kDemand);
   const int ranges = std::min(state.streak - kSequential + 1, kMaxAheadRanges);
   for (int n = 0; n < ranges && state.ahead_chunk < index.chunk_count(); ++n) {
     const uint64_t first = state.ahead_chunk;
     const uint64_t begin = index.chunk(first).blob_offset;
+    if (begin >= limit && n > 0) break;
+    const uint64_t most = std::min(target, limit - std::min(limit, begin));
     uint64_t end = first + 1;
     while (end < index.chunk_count() && end - first < kMaxItems && BlobEnd(index.chunk(end)) >= begin &&
-           BlobEnd(index.chunk(end)) - begin <= target) {
+           BlobEnd(index.chunk(end)) - begin <= most) {
       ++end;
     }
     Pending pending;
@@ -276,7 +291,7 @@ void FlightTable::ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end) {
   }
   ++state.streak;
   state.run_chunk = index.FindChunk(trigger.load(std::memory_order_relaxed));
-  WishAhead(layer, body);
+  WishAhead(layer, body, state.run_chunk);
 }
 
 }  // namespace lazyblob::contentstore

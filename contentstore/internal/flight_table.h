@@ -153,11 +153,13 @@ class FlightTable {
 
   JobPtr BuildForFlight(const Flight& flight, FetchCause cause) const;
   JobPtr BuildForWish(Wish* wish, FetchCause cause) const;
-  uint64_t RangeTarget(Layer& layer, int streak, FetchCause cause) const;
+  // `run`: blob bytes that the reader has come along so far.
+  uint64_t RangeTarget(Layer& layer, int streak, uint64_t run, FetchCause cause) const;
   bool MayStart(FetchCause cause, uint64_t memory) const;
   void Start(const JobPtr& job);
   void NoteSequence(const Job& job);
-  void WishAhead(const std::shared_ptr<Layer>& layer, const LayerBody* body);
+  // `position`: the chunk that the reader has come to.
+  void WishAhead(const std::shared_ptr<Layer>& layer, const LayerBody* body, uint64_t position);
 
   const FlightLimits limits_;
   const int low_threads_;  // how many threads work that nobody waits for may take

@@ -48,6 +48,7 @@ struct LayerFetchState {
   uint64_t run_chunk = UINT64_MAX;
   uint64_t next_chunk = UINT64_MAX;
   int streak = 0;            // how many ranges in a row continued the one before
+  uint64_t run_blob = 0;     // blob offset at which the first of them began
   uint64_t ahead_chunk = 0;  // up to where reading ahead has been asked for
 
   // The streak if `first` is fetched on demand now.

@@ -280,8 +280,8 @@ TEST_F(FetchTest, RangesFollowTheLink) {
   source_->set_link(link);
   source_->Release();
   // A first touch takes what it wants, the next twice that, a plainly sequential reader what fits on the
-  // link.
-  for (uint64_t chunk = 0; chunk < 24; ++chunk) ASSERT_TRUE(Read(*layer_, chunk * kChunk, 1).ok());
+  // link, once it has come that far.
+  for (uint64_t chunk = 0; chunk < 48; ++chunk) ASSERT_TRUE(Read(*layer_, chunk * kChunk, 1).ok());
   const auto requests = Requests();
   EXPECT_EQ(requests[0].range.length, kChunk);
   EXPECT_EQ(requests[1].range.length, 2 * kChunk);

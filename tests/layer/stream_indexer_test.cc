@@ -188,8 +188,8 @@ TEST(StreamIndexer, TarChunksAreAligned) {
   const IndexRun run = RunIndexer(layer);
   ASSERT_TRUE(run.status.ok()) << run.status;
   for (uint64_t i = 0; i < run.index->chunk_count(); ++i) {
-    EXPECT_EQ(run.index->chunk(i).data_offset, i << 20);
-    EXPECT_EQ(run.index->chunk(i).blob_offset, i << 20);
+    EXPECT_EQ(run.index->chunk(i).data_offset, i << 18);
+    EXPECT_EQ(run.index->chunk(i).blob_offset, i << 18);
   }
 }
 
