@@ -16,6 +16,7 @@
 #include "tests/support/internal/http.h"
 #include "tests/support/internal/registry_auth.h"
 #include "tests/support/internal/registry_contents.h"
+#include "tests/support/internal/uploads.h"
 
 namespace lazyblob::support {
 
@@ -65,6 +66,7 @@ class TestRegistry::Impl {
         host_(absl::StrCat(options.address, ":", listener_.port())),
         cdn_host_(absl::StrCat(options.cdn_address, ":", cdn_listener_.port())) {
     auth_.Configure(options.auth, host_);
+    uploads_.Configure(options.uploads);
     absl::MutexLock lock(&mutex_);
     cdn_ = options.cdn;
     referrers_api_ = options.referrers_api;
@@ -81,8 +83,12 @@ class TestRegistry::Impl {
   }
 
   void Serve(HttpConnection& connection) ABSL_LOCKS_EXCLUDED(mutex_);
-  Answer Route(const HttpConnection& connection, const HttpRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  // nullopt: the request's body broke off.
+  std::optional<Answer> Route(HttpConnection& connection, HttpRequest& request, const FaultAction& fault,
+                              size_t log_number) ABSL_LOCKS_EXCLUDED(mutex_);
   Answer RouteRepository(const HttpRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::optional<Answer> RouteUpload(HttpConnection& connection, HttpRequest& request,
+                                    const FaultAction& fault, size_t log_number) ABSL_LOCKS_EXCLUDED(mutex_);
   Answer AnswerBlob(const HttpRequest& request, const std::string& repository, const std::string& digest)
       ABSL_LOCKS_EXCLUDED(mutex_);
   Answer AnswerManifest(const std::string& repository, const std::string& reference);
@@ -97,6 +103,7 @@ class TestRegistry::Impl {
   }
 
   internal::RegistryContents contents_;
+  internal::Uploads uploads_{&contents_};
   internal::RegistryAuth auth_;
   internal::FaultRules rules_;
   internal::Control control_;
@@ -130,6 +137,7 @@ size_t TestRegistry::Impl::StartLog(const HttpConnection& connection, const Http
   entry.request.authorization = request.Header("authorization");
   entry.request.headers = request.headers;
   entry.request.body = request.body;
+  entry.request.received_bytes = request.body.size();
   absl::MutexLock lock(&mutex_);
   mutex_.Await(absl::Condition(&ready_));
   log_.push_back(std::move(entry));
@@ -139,20 +147,28 @@ size_t TestRegistry::Impl::StartLog(const HttpConnection& connection, const Http
 void TestRegistry::Impl::Serve(HttpConnection& connection) {
   HttpRequest request;
   bool keep_alive = true;
-  while (keep_alive && connection.ReadRequest(&request)) {
+  while (keep_alive && connection.ReadRequest(&request, internal::Uploads::ReadsBodyOf)) {
     if (control_enabled_ && internal::Control::IsFor(request)) {
       keep_alive = SendAnswer(connection, request, {}, control_.Handle(request), [](uint64_t) {}).keep_alive;
       continue;
     }
     const size_t number = StartLog(connection, request);
-    const FaultAction fault = rules_.Take(request).value_or(FaultAction());
+    FaultAction fault = rules_.Take(request).value_or(FaultAction());
     if (fault.gate != nullptr) fault.gate->Pass();
     if (!connection.Wait(fault.delay) || fault.drop) {
       if (fault.drop) connection.CloseCleanly();
       ChangeLog(number, [](LogEntry& entry) { entry.request.finished = true; });
       return;
     }
-    Answer answer = fault.status != 0 ? TextAnswer(fault.status, fault.body) : Route(connection, request);
+    std::optional<Answer> routed =
+        fault.status != 0 ? TextAnswer(fault.status, fault.body) : Route(connection, request, fault, number);
+    if (!routed.has_value()) {
+      connection.Break();
+      ChangeLog(number, [](LogEntry& entry) { entry.request.finished = true; });
+      return;
+    }
+    Answer answer = *std::move(routed);
+    fault.close_after = fault.close_after || request.body_left > 0;
     ApplyRange(request, fault, &answer);
     ChangeLog(number, [&](LogEntry& entry) {
       entry.request.status = answer.status;
@@ -169,14 +185,51 @@ void TestRegistry::Impl::Serve(HttpConnection& connection) {
   }
 }
 
-Answer TestRegistry::Impl::Route(const HttpConnection& connection, const HttpRequest& request) {
+std::optional<Answer> TestRegistry::Impl::RouteUpload(HttpConnection& connection, HttpRequest& request,
+                                                      const FaultAction& fault, size_t log_number) {
+  std::string repository, session;
+  const size_t start = request.path.rfind("/blobs/uploads");
+  if (!absl::StartsWith(request.path, "/v2/") || start <= 4) return ErrorAnswer(404, "NAME_INVALID", "no");
+  repository = request.path.substr(4, start - 4);
+  absl::string_view rest = absl::string_view(request.path).substr(start);
+  absl::ConsumePrefix(&rest, "/blobs/uploads");
+  absl::ConsumePrefix(&rest, "/");
+  session = std::string(rest);
+  if (connection.cdn() && !request.Header("authorization").empty()) {
+    return TextAnswer(400, "<Error><Code>InvalidArgument</Code></Error>", "application/xml");
+  }
+  const bool deletes = request.method == "DELETE";
+  const std::string challenge = connection.cdn()
+                                    ? ""
+                                    : auth_.Challenge(request, repository, deletes ? "delete" : "pull,push",
+                                                      request.QueryField("from"));
+  if (!challenge.empty()) {
+    Answer answer = ErrorAnswer(401, "UNAUTHORIZED", "authentication required");
+    SetHeader(&answer.headers, "WWW-Authenticate", challenge);
+    return answer;
+  }
+  const auto on_body = [&](uint64_t bytes, absl::Duration gap) {
+    ChangeLog(log_number, [&](LogEntry& entry) {
+      entry.request.received_bytes += bytes;
+      entry.request.longest_gap = std::max(entry.request.longest_gap, gap);
+    });
+  };
+  return uploads_.Handle({connection, request, fault, repository, session, host_, cdn_host_, on_body});
+}
+
+std::optional<Answer> TestRegistry::Impl::Route(HttpConnection& connection, HttpRequest& request,
+                                                const FaultAction& fault, size_t log_number) {
+  if (absl::StrContains(request.path, "/blobs/uploads")) {
+    return RouteUpload(connection, request, fault, log_number);
+  }
   if (connection.cdn()) return AnswerCdn(request);
   if (request.path == "/token") {
     internal::RegistryAuth::TokenAnswer token = auth_.IssueToken(request);
     return TextAnswer(token.status, std::move(token.body));
   }
-  if (request.method != "GET" && request.method != "HEAD") {
-    return ErrorAnswer(405, "UNSUPPORTED", "this registry is read-only");
+  const bool pushes = request.method == "PUT" && absl::StrContains(request.path, "/manifests/");
+  if (request.method != "GET" && request.method != "HEAD" && !pushes) {
+    return ErrorAnswer(405, "UNSUPPORTED", "nothing of this is taken");
   }
   if (request.path == "/v2/" || request.path == "/v2") {
     Answer answer = TextAnswer(200, "{}");
@@ -204,10 +257,21 @@ Answer TestRegistry::Impl::RouteRepository(const HttpRequest& request) {
   } else {
     return ErrorAnswer(404, "NAME_INVALID", "no such page");
   }
-  if (const std::string challenge = auth_.Challenge(request, repository, "pull"); !challenge.empty()) {
+  const bool pushes = request.method == "PUT";
+  if (pushes && kind != kManifest) return ErrorAnswer(405, "UNSUPPORTED", "nothing of this is taken");
+  const std::string challenge = auth_.Challenge(request, repository, pushes ? "pull,push" : "pull");
+  if (!challenge.empty()) {
     Answer answer = ErrorAnswer(401, "UNAUTHORIZED", "authentication required");
     SetHeader(&answer.headers, "WWW-Authenticate", challenge);
     return answer;
+  }
+  if (pushes) {
+    bool tells_subject = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      tells_subject = referrers_api_;
+    }
+    return uploads_.PutManifest(request, repository, reference, tells_subject);
   }
   switch (kind) {
     case kManifest:
@@ -232,7 +296,8 @@ Answer TestRegistry::Impl::AnswerManifest(const std::string& repository, const s
 
 Answer TestRegistry::Impl::AnswerBlob(const HttpRequest& request, const std::string& repository,
                                       const std::string& digest) {
-  const std::optional<Bytes> blob = contents_.FindBlob(repository, digest);
+  std::optional<Bytes> blob = contents_.FindBlob(repository, digest);
+  if (!blob.has_value() && uploads_.options().shared_store) blob = contents_.FindAnywhere(digest);
   if (!blob.has_value()) return ErrorAnswer(404, "BLOB_UNKNOWN", "blob unknown to registry");
   absl::MutexLock lock(&mutex_);
   if (cdn_.enabled && request.method == "GET") {
@@ -348,6 +413,35 @@ void TestRegistry::SetReferrersApi(bool enabled) {
   impl_->referrers_api_ = enabled;
 }
 
+void TestRegistry::SetUploads(UploadOptions uploads) {
+  if (uploads.commit_gate != nullptr) impl_->rules_.Remember(uploads.commit_gate);
+  impl_->uploads_.Configure(std::move(uploads));
+}
+
+void TestRegistry::MakeOrphan(absl::string_view repository, const base::Digest& digest) {
+  if (!impl_->contents_.FindBlob(repository, digest.ToString()).has_value())
+    PutBlobAs(repository, digest, "");
+  impl_->uploads_.MakeOrphan(repository, digest);
+}
+
+void TestRegistry::DropUploadSessions() { impl_->uploads_.DropSessions(); }
+
+std::optional<std::string> TestRegistry::Blob(absl::string_view repository,
+                                              const base::Digest& digest) const {
+  const std::optional<Bytes> bytes = impl_->contents_.FindBlob(repository, digest.ToString());
+  if (!bytes.has_value()) return std::nullopt;
+  return bytes->Read(0, bytes->size);
+}
+
+std::optional<std::string> TestRegistry::Manifest(absl::string_view repository,
+                                                  absl::string_view tag_or_digest) const {
+  const auto manifest = impl_->contents_.FindManifest(repository, tag_or_digest);
+  if (!manifest.has_value()) return std::nullopt;
+  return manifest->raw.Read(0, manifest->raw.size);
+}
+
+size_t TestRegistry::upload_sessions() const { return impl_->uploads_.open_sessions(); }
+
 void TestRegistry::RevokeTokens() { impl_->auth_.RevokeTokens(); }
 
 void TestRegistry::ExpireCdnUrls() {
@@ -402,6 +496,12 @@ bool TestRegistry::AwaitRequests(const RequestMatcher& matcher, size_t count) co
 uint64_t TestRegistry::BodyBytes(const RequestMatcher& matcher) const {
   uint64_t bytes = 0;
   for (const LoggedRequest& request : Log(matcher)) bytes += request.body_bytes;
+  return bytes;
+}
+
+uint64_t TestRegistry::ReceivedBytes(const RequestMatcher& matcher) const {
+  uint64_t bytes = 0;
+  for (const LoggedRequest& request : Log(matcher)) bytes += request.received_bytes;
   return bytes;
 }
 

@@ -1,7 +1,8 @@
 #pragma once
 
-// A registry for tests: OCI distribution-spec 1.1 pulls and Docker token authentication over plain HTTP/1.1
-// on loopback, with faults by rule and a log of every request. It proves nothing about the wire by itself
+// A registry for tests: OCI distribution-spec 1.1 pulls and pushes and Docker token authentication over plain
+// HTTP/1.1 on loopback, with faults by rule, the habits of other people's registries, and a log of every
+// request. It proves nothing about the wire by itself
 // (other people's registries judge that); it makes what they never do on demand: fail.
 //
 //   TestRegistry registry;
@@ -26,6 +27,7 @@
 #include "oci/descriptor.h"
 #include "tests/support/gate.h"
 #include "tests/support/layer_maker.h"
+#include "tests/support/test_registry_uploads.h"
 
 namespace lazyblob::support {
 
@@ -49,6 +51,11 @@ struct FaultAction {
   std::shared_ptr<Gate> gate = {};  // waits here
   absl::Duration delay = absl::ZeroDuration();
   bool drop = false;  // closes the connection without an answer
+  // The request's body, where it is that of an upload.
+  uint64_t request_bytes_per_second = 0;
+  std::shared_ptr<Gate> request_gate = {};  // waits once it has request_gate_at bytes
+  uint64_t request_gate_at = 0;
+  std::optional<uint64_t> cut_request_at = {};  // TCP reset once it has N bytes, which count
   // In place of the real answer (0: the real one), with `body`.
   int status = 0;
   std::string body = {};
@@ -78,14 +85,16 @@ struct LoggedRequest {
   std::string method;
   std::string path;  // as sent, without query
   std::string query;
-  std::string range;          // Range header, empty if none
-  std::string authorization;  // Authorization header, empty if none
-  HeaderList headers;         // all, names in lower case
-  std::string body;
-  int status = 0;           // 0: no answer was given
-  uint64_t body_bytes = 0;  // of the answer's body, given to the kernel
-  bool finished = false;    // answer complete, or given up
-  bool complete = false;    // answer sent to its end
+  std::string range;            // Range header, empty if none
+  std::string authorization;    // Authorization header, empty if none
+  HeaderList headers;           // all, names in lower case
+  std::string body;             // not of an upload
+  uint64_t received_bytes = 0;  // of the request's body
+  absl::Duration longest_gap;   // without a byte of an upload's body that was waited for
+  int status = 0;               // 0: no answer was given
+  uint64_t body_bytes = 0;      // of the answer's body, given to the kernel
+  bool finished = false;        // answer complete, or given up
+  bool complete = false;        // answer sent to its end
 };
 
 struct AuthOptions {
@@ -100,6 +109,9 @@ struct AuthOptions {
   bool state_expires_in = true;  // else clients have to assume 60 s
   std::string realm = {};        // replaces the own token URL in challenges
   std::string service = "test-registry";
+  bool first_scope_only = false;                // of several scopes only the first is looked at
+  bool refuses_many_scopes = false;             // several are a bad request
+  std::vector<std::string> never_granted = {};  // "repository:name:pull"
 };
 
 struct CdnOptions {
@@ -117,6 +129,7 @@ struct TestRegistryOptions {
   bool control = false;  // obeys requests below /_test/ (tests/support/internal/control.h)
   AuthOptions auth = {};
   CdnOptions cdn = {};
+  UploadOptions uploads = {};
 };
 
 class TestRegistry {
@@ -151,6 +164,11 @@ class TestRegistry {
   void SetAuth(AuthOptions auth);
   void SetCdn(CdnOptions cdn);
   void SetReferrersApi(bool enabled);
+  void SetUploads(UploadOptions uploads);
+  // From now on the repository says that it has the blob, and yet takes no manifest that names it until it is
+  // uploaded or mounted again.
+  void MakeOrphan(absl::string_view repository, const base::Digest& digest);
+  void DropUploadSessions();
   // All tokens, or signed URLs, given out so far are refused from now on.
   void RevokeTokens();
   void ExpireCdnUrls();
@@ -171,6 +189,12 @@ class TestRegistry {
   uint64_t BodyBytes(const RequestMatcher& matcher) const;
   // How many requests for the blob covered this byte of it: 1 proves that it was fetched once.
   size_t TimesFetched(const base::Digest& digest, uint64_t blob_offset) const;
+  // What is there now; nullopt: not there.
+  std::optional<std::string> Blob(absl::string_view repository, const base::Digest& digest) const;
+  std::optional<std::string> Manifest(absl::string_view repository, absl::string_view tag_or_digest) const;
+  size_t upload_sessions() const;  // open now
+  // Bytes of request bodies taken from requests that match.
+  uint64_t ReceivedBytes(const RequestMatcher& matcher) const;
   size_t connections() const;  // ever accepted
   size_t open_connections() const;
   size_t token_requests() const;

@@ -58,6 +58,8 @@ json LogLine(const LoggedRequest& request) {
           {"authorization", request.authorization},
           {"status", request.status},
           {"body_bytes", request.body_bytes},
+          {"received_bytes", request.received_bytes},
+          {"longest_gap_ms", absl::ToDoubleMilliseconds(request.longest_gap)},
           {"finished", request.finished},
           {"complete", request.complete}};
 }
@@ -77,8 +79,27 @@ absl::StatusOr<AuthOptions> AuthFrom(const json& object) {
                                 {"token_ttl_ms", Into(&auth.token_ttl)},
                                 {"state_expires_in", Into(&auth.state_expires_in)},
                                 {"realm", Into(&auth.realm)},
+                                {"first_scope_only", Into(&auth.first_scope_only)},
+                                {"refuses_many_scopes", Into(&auth.refuses_many_scopes)},
+                                {"never_granted", Into(&auth.never_granted)},
                                 {"service", Into(&auth.service)}}));
   return auth;
+}
+
+absl::StatusOr<UploadOptions> UploadsFrom(const json& object) {
+  UploadOptions uploads;
+  AuthOptions unused;
+  std::vector<std::string> personalities;
+  RETURN_IF_ERROR(Fill(object, {{"personalities", Into(&personalities)},
+                                {"directory", Into(&uploads.directory)},
+                                {"refuse_chunks", Into(&uploads.refuse_chunks)},
+                                {"min_chunk", Into(&uploads.min_chunk)},
+                                {"idle_limit_ms", Into(&uploads.idle_limit)},
+                                {"commit_delay_ms", Into(&uploads.commit_delay)},
+                                {"checks_children", Into(&uploads.checks_children)},
+                                {"allows_cancel", Into(&uploads.allows_cancel)}}));
+  for (const std::string& name : personalities) RETURN_IF_ERROR(ApplyPersonality(name, &uploads, &unused));
+  return uploads;
 }
 
 Setters MatcherSetters(RequestMatcher* matcher) {
@@ -97,6 +118,9 @@ Setters ActionSetters(FaultAction* action) {
   };
   return {{"delay_ms", Into(&action->delay)},
           {"drop", Into(&action->drop)},
+          {"request_bytes_per_second", Into(&action->request_bytes_per_second)},
+          {"request_gate_at", Into(&action->request_gate_at)},
+          {"cut_request_at", Into(&action->cut_request_at)},
           {"status", Into(&action->status)},
           {"body", Into(&action->body)},
           {"headers", headers},
@@ -142,6 +166,9 @@ absl::Status Control::AddFaults(absl::string_view text) {
     Setters setters = MatcherSetters(&matcher);
     setters.merge(ActionSetters(&action));
     setters["gate"] = [&](const json& name) { action.gate = GateNamed(name.get<std::string>()); };
+    setters["request_gate"] = [&](const json& name) {
+      action.request_gate = GateNamed(name.get<std::string>());
+    };
     setters["body_gate"] = [&](const json& name) { action.body_gate = GateNamed(name.get<std::string>()); };
     RETURN_IF_ERROR(Fill(rule, setters));
     parsed.emplace_back(std::move(matcher), std::move(action));
@@ -168,6 +195,12 @@ absl::StatusOr<std::string> Control::Post(const HttpRequest& request, absl::stri
     ASSIGN_OR_RETURN(const json object, base::ParseJson(request.body, kMaxText));
     ASSIGN_OR_RETURN(AuthOptions auth, AuthFrom(object));
     registry_->SetAuth(std::move(auth));
+  } else if (what == "uploads") {
+    ASSIGN_OR_RETURN(const json object, base::ParseJson(request.body, kMaxText));
+    ASSIGN_OR_RETURN(UploadOptions uploads, UploadsFrom(object));
+    registry_->SetUploads(std::move(uploads));
+  } else if (what == "drop_uploads") {
+    registry_->DropUploadSessions();
   } else if (what == "cdn") {
     ASSIGN_OR_RETURN(const json object, base::ParseJson(request.body, kMaxText));
     CdnOptions cdn;
@@ -209,7 +242,9 @@ absl::StatusOr<std::string> Control::Do(const HttpRequest& request) {
     const json stats = {{"connections", registry_->connections()},
                         {"token_requests", registry_->token_requests()},
                         {"requests", registry_->Log().size()},
-                        {"body_bytes", registry_->BodyBytes({})}};
+                        {"body_bytes", registry_->BodyBytes({})},
+                        {"received_bytes", registry_->ReceivedBytes({})},
+                        {"upload_sessions", registry_->upload_sessions()}};
     return stats.dump() + "\n";
   }
   if (absl::ConsumePrefix(&what, "gates/")) {

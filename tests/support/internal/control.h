@@ -13,6 +13,9 @@
 //   GET    /_test/stats       {"connections":…,"token_requests":…,"requests":…,"body_bytes":…}
 //   POST   /_test/auth        {"kind":"none|basic|bearer","username":…,"password":…,"identity_token":…,
 //                             "token_ttl_ms":…,"realm":…}
+//   POST   /_test/uploads     {"personalities":["zot",…],"directory":…,"min_chunk":…,"idle_limit_ms":…,
+//                             "commit_delay_ms":…,"refuse_chunks":…,"checks_children":…,"allows_cancel":…}
+//   POST   /_test/drop_uploads
 //   POST   /_test/cdn         {"enabled":…,"ttl_ms":…,"status":…}
 //   POST   /_test/referrers   {"enabled":…}
 //   POST   /_test/revoke_tokens, /_test/expire_urls, /_test/break_connections

@@ -14,9 +14,15 @@ bool Matcher::Matches(absl::string_view method, const std::string& path, absl::s
 
 void FaultRules::Add(const RequestMatcher& matcher, FaultAction action) {
   absl::MutexLock lock(&mutex_);
-  if (action.gate != nullptr) gates_.push_back(action.gate);
-  if (action.body_gate != nullptr) gates_.push_back(action.body_gate);
+  for (const auto& gate : {action.gate, action.body_gate, action.request_gate}) {
+    if (gate != nullptr) gates_.push_back(gate);
+  }
   rules_.push_back({Matcher(matcher), matcher.skip, matcher.count, std::move(action)});
+}
+
+void FaultRules::Remember(std::shared_ptr<Gate> gate) {
+  absl::MutexLock lock(&mutex_);
+  gates_.push_back(std::move(gate));
 }
 
 void FaultRules::Clear() {

@@ -35,6 +35,8 @@ class FaultRules {
   void Clear() ABSL_LOCKS_EXCLUDED(mutex_);
   // Of the first rule that means the request; counts it.
   std::optional<FaultAction> Take(const HttpRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  // A gate that OpenGates is to open too.
+  void Remember(std::shared_ptr<Gate> gate) ABSL_LOCKS_EXCLUDED(mutex_);
   // Opens the gates of all rules there ever were.
   void OpenGates() ABSL_LOCKS_EXCLUDED(mutex_);
 

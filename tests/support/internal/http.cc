@@ -142,7 +142,8 @@ bool HttpConnection::Fill() {
   }
 }
 
-bool HttpConnection::ReadRequest(HttpRequest* request) {
+bool HttpConnection::ReadRequest(HttpRequest* request,
+                                 const std::function<bool(const HttpRequest&)>& leaves) {
   *request = HttpRequest();
   size_t end = 0;
   while ((end = buffer_.find("\r\n\r\n")) == std::string::npos) {
@@ -154,13 +155,53 @@ bool HttpConnection::ReadRequest(HttpRequest* request) {
   buffer_.erase(0, end + 4);
   uint64_t length = 0;
   if (const std::string text = request->Header("content-length"); !text.empty()) {
-    if (!absl::SimpleAtoi(text, &length) || length > kMaxBody) return false;
+    if (!absl::SimpleAtoi(text, &length)) return false;
   }
+  request->body_left = length;
+  if (leaves && leaves(*request)) return !broken_.load();
+  if (length > kMaxBody || !SayContinue(*request)) return false;
   while (buffer_.size() < length) {
     if (!Fill()) return false;
   }
+  request->body_left = 0;
   request->body = buffer_.substr(0, length);
   buffer_.erase(0, length);
+  return !broken_.load();
+}
+
+bool HttpConnection::SayContinue(const HttpRequest& request) {
+  const bool awaited = absl::EqualsIgnoreCase(request.Header("expect"), "100-continue");
+  return !awaited || Send("HTTP/1.1 100 Continue\r\n\r\n");
+}
+
+bool HttpConnection::ReadBody(HttpRequest* request, absl::Duration idle_limit,
+                              const std::function<bool(absl::string_view, absl::Duration)>& on_piece) {
+  if (request->body_left > 0 && !SayContinue(*request)) return false;
+  std::string piece(256 << 10, '\0');
+  absl::Time last = absl::Now();
+  while (request->body_left > 0) {
+    size_t got = std::min<uint64_t>(buffer_.size(), request->body_left);
+    if (got > 0) {
+      got = std::min(got, piece.size());
+      piece.replace(0, got, buffer_, 0, got);
+      buffer_.erase(0, got);
+    } else {
+      const absl::Time limit = last + idle_limit;
+      const ssize_t received =
+          recv(fd_.get(), piece.data(), std::min<uint64_t>(piece.size(), request->body_left), MSG_DONTWAIT);
+      if (received == 0) return false;
+      if (received < 0) {
+        if (errno != EAGAIN && errno != EINTR) return false;
+        if (absl::Now() >= limit || !Poll(POLLIN, limit)) return false;
+        continue;
+      }
+      got = static_cast<size_t>(received);
+    }
+    const absl::Time now = absl::Now();
+    request->body_left -= got;
+    if (!on_piece(absl::string_view(piece).substr(0, got), now - last)) return false;
+    last = absl::Now();
+  }
   return !broken_.load();
 }
 

@@ -27,6 +27,7 @@ struct HttpRequest {
   std::string query;
   HeaderList headers;  // names in lower case
   std::string body;
+  uint64_t body_left = 0;  // bytes of the body that are still to be read
   bool keep_alive = true;
 
   // Value of the header (name in lower case), empty if absent.
@@ -50,8 +51,13 @@ class HttpConnection {
   uint64_t id() const { return id_; }
   bool cdn() const { return cdn_; }
 
-  // False: the peer closed, sent nonsense, or the connection was broken.
-  bool ReadRequest(HttpRequest* request);
+  // False: the peer closed, sent nonsense, or the connection was broken. Bodies of requests that `leaves`
+  // picks are left for ReadBody.
+  bool ReadRequest(HttpRequest* request, const std::function<bool(const HttpRequest&)>& leaves = {});
+  // Hands over the body piece by piece, with the time that was waited for each. False: the peer closed,
+  // paused for `idle_limit`, or `on_piece` said so; what is left of the body stays on the connection.
+  bool ReadBody(HttpRequest* request, absl::Duration idle_limit,
+                const std::function<bool(absl::string_view, absl::Duration)>& on_piece);
   // False: broken.
   bool Send(absl::string_view bytes);
   // Waits; false when the connection ended meanwhile.
@@ -65,6 +71,7 @@ class HttpConnection {
 
  private:
   bool Fill();
+  bool SayContinue(const HttpRequest& request);
   bool Poll(short events, absl::Time until);
 
   const uint64_t id_;

@@ -1,5 +1,7 @@
 #include "tests/support/internal/registry_auth.h"
 
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/escaping.h"
@@ -46,20 +48,24 @@ bool RegistryAuth::BasicMatches(const HttpRequest& request) const {
 }
 
 std::string RegistryAuth::Challenge(const HttpRequest& request, absl::string_view repository,
-                                    absl::string_view action) {
+                                    absl::string_view actions, absl::string_view also_pull) {
   absl::MutexLock lock(&mutex_);
   if (options_.kind == AuthOptions::Kind::kNone) return {};
   if (options_.kind == AuthOptions::Kind::kBasic) {
     return BasicMatches(request) ? std::string() : absl::StrCat("Basic realm=\"", options_.service, "\"");
   }
-  const std::string grant = repository.empty() ? "" : absl::StrCat("repository:", repository, ":", action);
+  std::string scope = repository.empty() ? "" : absl::StrCat("repository:", repository, ":", actions);
+  if (!also_pull.empty()) absl::StrAppend(&scope, " repository:", also_pull, ":pull");
+  std::set<std::string> grants;
+  for (const absl::string_view part : absl::StrSplit(scope, ' ', absl::SkipEmpty())) AddGrants(part, &grants);
   std::string error;
   const std::string header = request.Header("authorization");
   if (absl::StartsWithIgnoreCase(header, "bearer ")) {
     const auto token = tokens_.find(header.substr(7));
     if (token == tokens_.end() || token->second.expires <= absl::Now()) {
       error = "invalid_token";
-    } else if (!grant.empty() && token->second.grants.count(grant) == 0) {
+    } else if (!std::includes(token->second.grants.begin(), token->second.grants.end(), grants.begin(),
+                              grants.end())) {
       error = "insufficient_scope";
     } else {
       return {};
@@ -68,7 +74,7 @@ std::string RegistryAuth::Challenge(const HttpRequest& request, absl::string_vie
   const std::string realm =
       options_.realm.empty() ? absl::StrCat("http://", host_, "/token") : options_.realm;
   std::string challenge = absl::StrCat("Bearer realm=\"", realm, "\",service=\"", options_.service, "\"");
-  if (!grant.empty()) absl::StrAppend(&challenge, ",scope=\"", grant, "\"");
+  if (!scope.empty()) absl::StrAppend(&challenge, ",scope=\"", scope, "\"");
   if (!error.empty()) absl::StrAppend(&challenge, ",error=\"", error, "\"");
   return challenge;
 }
@@ -92,13 +98,19 @@ RegistryAuth::TokenAnswer RegistryAuth::IssueToken(const HttpRequest& request) {
     return {401, R"({"errors":[{"code":"UNAUTHORIZED","message":"wrong user name or password"}]})"};
   }
   Token token;
+  size_t scopes = 0;
   const auto fields = request.method == "POST" ? ParseForm(request.body) : ParseForm(request.query);
   for (const auto& [name, value] : fields) {
     if (name != "scope") continue;
     for (const absl::string_view scope : absl::StrSplit(value, ' ', absl::SkipEmpty())) {
+      if (++scopes > 1 && options_.first_scope_only) break;
       AddGrants(scope, &token.grants);
     }
   }
+  if (scopes > 1 && options_.refuses_many_scopes) {
+    return {400, R"({"errors":[{"code":"DENIED","message":"one scope only"}]})"};
+  }
+  for (const std::string& grant : options_.never_granted) token.grants.erase(grant);
   token.expires = absl::Now() + options_.token_ttl;
   const std::string text = absl::StrCat("test-token-", ++issued_);
   tokens_[text] = token;

@@ -19,10 +19,10 @@ class RegistryAuth {
   // `host` is where the own token server is reached.
   void Configure(AuthOptions options, std::string host) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Empty: the request may do `action` ("pull") on `repository` (empty: only be known). Else the value of the
-  // WWW-Authenticate header of the 401.
-  std::string Challenge(const HttpRequest& request, absl::string_view repository, absl::string_view action)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Empty: the request may do `actions` ("pull", "pull,push") on `repository` (empty: only be known), and
+  // pull from `also_pull` unless that is empty. Else the value of the WWW-Authenticate header of the 401.
+  std::string Challenge(const HttpRequest& request, absl::string_view repository, absl::string_view actions,
+                        absl::string_view also_pull = "") ABSL_LOCKS_EXCLUDED(mutex_);
 
   struct TokenAnswer {
     int status;

@@ -127,6 +127,15 @@ std::optional<Bytes> RegistryContents::FindBlob(absl::string_view repository,
   return blob->second;
 }
 
+std::optional<Bytes> RegistryContents::FindAnywhere(absl::string_view digest) const {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [name, repository] : repositories_) {
+    const auto blob = repository.blobs.find(std::string(digest));
+    if (blob != repository.blobs.end()) return blob->second;
+  }
+  return std::nullopt;
+}
+
 std::optional<StoredManifest> RegistryContents::FindManifest(absl::string_view repository,
                                                              absl::string_view reference) const {
   absl::MutexLock lock(&mutex_);

@@ -45,6 +45,8 @@ class RegistryContents {
 
   std::optional<Bytes> FindBlob(absl::string_view repository, absl::string_view digest) const
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // In any repository.
+  std::optional<Bytes> FindAnywhere(absl::string_view digest) const ABSL_LOCKS_EXCLUDED(mutex_);
   // By digest or tag.
   std::optional<StoredManifest> FindManifest(absl::string_view repository, absl::string_view reference) const
       ABSL_LOCKS_EXCLUDED(mutex_);
