@@ -89,6 +89,7 @@ class Store final : public ContentStore {
   absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) override;
   absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
                           const FetchContext& context) override;
+  std::vector<std::string> SourceNames(LazyLayer& layer) override;
   absl::Status Remove(const base::Digest& digest) override;
 
  private:
@@ -400,7 +401,8 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
         if (whole) hasher.Update(bytes);
         return sink(bytes);
       },
-      StreamCaller{context.cause, context.deadline, context.cancel, [&] { return requesters; }, 0}));
+      StreamCaller{context.cause, context.deadline, context.cancel, [&] { return requesters; },
+                   context.first_source}));
   if (whole) {
     const base::Digest found = hasher.Finish();
     if (found != blob.digest) {
@@ -409,6 +411,12 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
     }
   }
   return absl::OkStatus();
+}
+
+std::vector<std::string> Store::SourceNames(LazyLayer& lazy) {
+  std::vector<std::string> names;
+  for (const auto& source : static_cast<Layer&>(lazy).Sources()) names.push_back(source->name());
+  return names;
 }
 
 absl::Status Store::Remove(const base::Digest& digest) {

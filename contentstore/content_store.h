@@ -38,6 +38,7 @@ struct FetchContext {
   absl::Duration deadline = absl::InfiniteDuration();                // monotonic, absolute
   std::shared_ptr<base::CancelToken> cancel;                         // may be null
   std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's
+  size_t first_source = 0;  // ReadBlobAt: which of the layer's sources is asked first, counted round
 };
 
 // Fetches the TOC of an eStargz layer whose TOC lies in another image; NotFound: that has none for it. May be
@@ -195,6 +196,11 @@ class ContentStore {
   // the whole blob.
   virtual absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
                                   const FetchContext& context) = 0;
+  // The names of the layer's sources in the order ReadBlobAt asks them.
+  virtual std::vector<std::string> SourceNames(LazyLayer& layer) {
+    static_cast<void>(layer);
+    return {};
+  }
   // Forgets a layer that nobody holds and removes its files; FailedPrecondition while it is held.
   virtual absl::Status Remove(const base::Digest& digest) = 0;
 };

@@ -4,6 +4,7 @@
 // in memory, in an image layout. Thread-safe; shared by every placement that wants it. Blocks where it says.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -30,6 +31,9 @@ class Blob {
   // from one source at a time, failing over between them; not verified here: whoever sends them hashes.
   virtual absl::Status Read(uint64_t offset, registry::BodySink sink,
                             const contentstore::FetchContext& context) = 0;
+  // The names of what Read can read from; context.first_source says with which of them it begins. Empty:
+  // there is one way to read it.
+  virtual std::vector<std::string> sources() const { return {}; }
   // Where it is known to exist already: candidates for a mount.
   virtual std::vector<oci::Reference> repositories() const { return {}; }
   // Local bytes cost no network to read.

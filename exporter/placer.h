@@ -12,13 +12,11 @@
 #include "absl/status/statusor.h"
 #include "base/cancel.h"
 #include "exporter/blob.h"
+#include "exporter/host_gate.h"
 #include "oci/reference.h"
 #include "registry/pusher.h"
 
 namespace lazyblob::exporter {
-
-// Image bytes go first, strictly, at chunk granularity; cache bytes use what is left.
-enum class Priority : uint8_t { kImage, kCache };
 
 enum class PlacementState : uint8_t {
   kQueued,
@@ -37,7 +35,8 @@ struct PlacementProgress {
   PlacementState state = PlacementState::kQueued;
   uint64_t sent = 0;  // body bytes of this blob to this repository, repeats included
 };
-using OnPlacement = std::function<void(const PlacementProgress&)>;  // any thread; quick
+// Any thread; quick; not into the placer. The last call, with a final state, comes before Place returns.
+using OnPlacement = std::function<void(const PlacementProgress&)>;
 
 struct PlaceRequest {
   std::shared_ptr<Blob> blob;
@@ -61,14 +60,15 @@ struct PlacerOptions {
 // Thread-safe.
 class Placer {
  public:
-  static std::unique_ptr<Placer> Create(PlacerOptions options);
-  virtual ~Placer() = default;  // waits for nothing: cancel what runs first
+  // FailedPrecondition: the journal's directory is open to others.
+  static absl::StatusOr<std::unique_ptr<Placer>> Create(PlacerOptions options);
+  virtual ~Placer() = default;  // cancels what runs; nobody may wait in Place any more
 
   // Blocks until the blob is there. An equal placement under way is joined; the more urgent priority of
   // those who wait counts, cancelling one waiter ends only its own wait, the last one's ends the upload and
   // its session. An error wakes all and is not kept. What was placed or found is remembered for mounts.
-  // Errors: DataLoss (no source has bytes of that digest; nothing was committed), PermissionDenied, …: each
-  // names digest, host and repository.
+  // Errors: DataLoss (no source has bytes of that digest; nothing was committed), PermissionDenied, provider
+  // missing (typed), …: each names digest, host and repository.
   virtual absl::StatusOr<PlacementState> Place(const PlaceRequest& request) = 0;
   // The registry said MANIFEST_BLOB_UNKNOWN although the blob seemed to be there: forget what is believed
   // and upload it, once.

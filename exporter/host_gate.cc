@@ -1,0 +1,204 @@
+#include "exporter/host_gate.h"
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/status.h"
+
+namespace lazyblob::exporter {
+
+// Guarded by HostGate::mutex_. Entries stay: a process knows few hosts.
+struct HostGate::Host {
+  int in_use = 0;  // may exceed the slots: bodies that are open go on
+  bool small_in_use = false;
+  bool floor_in_use = false;  // a cache chunk that lost patience is under way
+  std::set<Transfer*> transfers;
+  absl::CondVar changed;
+};
+
+HostGate::HostGate(HostGateOptions options) : options_(options) {}
+HostGate::~HostGate() = default;
+
+std::unique_ptr<HostGate::Transfer> HostGate::Begin(const std::string& host, Priority priority) {
+  const absl::MutexLock lock(&mutex_);
+  std::unique_ptr<Host>& entry = hosts_[host];
+  if (entry == nullptr) entry = std::make_unique<Host>();
+  std::unique_ptr<Transfer> transfer(new Transfer(this, entry.get(), priority));
+  entry->transfers.insert(transfer.get());
+  return transfer;
+}
+
+bool HostGate::HasImageTransfers(const std::string& host) {
+  const absl::MutexLock lock(&mutex_);
+  const auto found = hosts_.find(host);
+  if (found == hosts_.end()) return false;
+  for (const Transfer* transfer : found->second->transfers) {
+    transfer->gate_.mutex_.AssertHeld();
+    if (transfer->priority_ == Priority::kImage) return true;
+  }
+  return false;
+}
+
+bool HostGate::ImpatientLocked(const Transfer& transfer) {
+  transfer.gate_.mutex_.AssertHeld();
+  return base::SystemClock().Monotonic() - transfer.since_ >= options_.patience;
+}
+
+bool HostGate::MayGo(const Transfer& transfer, uint64_t bytes, bool* small) {
+  transfer.gate_.mutex_.AssertHeld();
+  const Host& host = transfer.host_;
+  *small = false;
+  bool image_ready = false;
+  bool first = true;  // of its priority
+  for (const Transfer* other : host.transfers) {
+    other->gate_.mutex_.AssertHeld();
+    if (other == &transfer) continue;
+    if (other->priority_ == Priority::kImage && other->ready_) image_ready = true;
+    if (other->ticket_ != 0 && other->priority_ == transfer.priority_ && other->ticket_ < transfer.ticket_) {
+      first = false;
+    }
+  }
+  if (bytes <= options_.small_bytes && !host.small_in_use &&
+      (transfer.priority_ == Priority::kImage || !image_ready)) {
+    *small = true;
+    return true;
+  }
+  if (!first) return false;
+  if (transfer.priority_ == Priority::kCache && image_ready) {
+    return !host.floor_in_use && ImpatientLocked(transfer);
+  }
+  return host.in_use < options_.slots;
+}
+
+HostGate::Transfer::~Transfer() {
+  const absl::MutexLock lock(&gate_.mutex_);
+  ReleaseLocked(false);
+  host_.transfers.erase(this);
+  host_.changed.SignalAll();
+}
+
+absl::Status HostGate::Transfer::Acquire(uint64_t bytes, base::CancelToken* cancel) {
+  base::CancelToken none;
+  const base::CancelToken::Registration wake = (cancel == nullptr ? &none : cancel)->OnCancel([this] {
+    const absl::MutexLock lock(&gate_.mutex_);
+    host_.changed.SignalAll();
+  });
+  const absl::MutexLock lock(&gate_.mutex_);
+  ready_ = true;
+  ticket_ = gate_.next_ticket_++;
+  since_ = base::SystemClock().Monotonic();
+  bool small = false;
+  while (!gate_.MayGo(*this, bytes, &small)) {
+    if (cancel != nullptr && cancel->cancelled()) {
+      ticket_ = 0;
+      ready_ = false;
+      host_.changed.SignalAll();
+      return absl::CancelledError("cancelled while waiting for a slot");
+    }
+    const bool may_lose_patience = priority_ == Priority::kCache && !gate_.ImpatientLocked(*this);
+    if (may_lose_patience) {
+      host_.changed.WaitWithTimeout(&gate_.mutex_, gate_.options_.patience);
+    } else {
+      host_.changed.Wait(&gate_.mutex_);
+    }
+  }
+  ticket_ = 0;
+  holds_ = true;
+  small_ = small;
+  if (small) {
+    host_.small_in_use = true;
+  } else {
+    ++host_.in_use;
+    if (priority_ == Priority::kCache) host_.floor_in_use = true;
+  }
+  host_.changed.SignalAll();
+  return absl::OkStatus();
+}
+
+void HostGate::Transfer::ReleaseLocked(bool more) {
+  ready_ = more;
+  if (holds_) {
+    if (small_) {
+      host_.small_in_use = false;
+    } else {
+      --host_.in_use;
+      host_.floor_in_use = false;
+    }
+    holds_ = false;
+    small_ = false;
+  }
+  host_.changed.SignalAll();
+}
+
+void HostGate::Transfer::Release(bool more) {
+  const absl::MutexLock lock(&gate_.mutex_);
+  ReleaseLocked(more);
+}
+
+void HostGate::Transfer::Resume() {
+  const absl::MutexLock lock(&gate_.mutex_);
+  if (holds_) return;
+  ready_ = true;
+  holds_ = true;
+  ++host_.in_use;
+}
+
+void HostGate::Transfer::SetPriority(Priority priority) {
+  const absl::MutexLock lock(&gate_.mutex_);
+  priority_ = priority;
+  host_.changed.SignalAll();
+}
+
+Priority HostGate::Transfer::priority() const {
+  const absl::MutexLock lock(&gate_.mutex_);
+  return priority_;
+}
+
+MemoryBudget::Hold& MemoryBudget::Hold::operator=(Hold&& other) noexcept {
+  if (this == &other) return *this;
+  Reset();
+  budget_ = std::exchange(other.budget_, nullptr);
+  bytes_ = other.bytes_;
+  priority_ = other.priority_;
+  return *this;
+}
+
+void MemoryBudget::Hold::Reset() {
+  if (budget_ == nullptr) return;
+  const absl::MutexLock lock(&budget_->mutex_);
+  budget_->used_ -= bytes_;
+  if (priority_ == Priority::kCache) budget_->used_by_cache_ -= bytes_;
+  budget_ = nullptr;
+}
+
+bool MemoryBudget::Fits(uint64_t bytes, Priority priority) const {
+  if (priority == Priority::kCache) {
+    if (used_by_cache_ != 0 && used_by_cache_ + bytes > limit_ / 2) return false;
+    return used_ == 0 || used_ + bytes <= limit_;
+  }
+  return used_ == used_by_cache_ || used_ + bytes <= limit_;
+}
+
+absl::StatusOr<MemoryBudget::Hold> MemoryBudget::Acquire(uint64_t bytes, Priority priority,
+                                                         base::CancelToken* cancel) {
+  base::CancelToken none;
+  const base::CancelToken::Registration wake =
+      (cancel == nullptr ? &none : cancel)->OnCancel([this] { const absl::MutexLock lock(&mutex_); });
+  const absl::MutexLock lock(&mutex_);
+  auto done = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return Fits(bytes, priority) || (cancel != nullptr && cancel->cancelled());
+  };
+  mutex_.Await(absl::Condition(&done));
+  if (cancel != nullptr && cancel->cancelled()) return absl::CancelledError("cancelled");
+  used_ += bytes;
+  if (priority == Priority::kCache) used_by_cache_ += bytes;
+  peak_ = std::max(peak_, used_);
+  return Hold(this, bytes, priority);
+}
+
+uint64_t MemoryBudget::peak() const {
+  const absl::MutexLock lock(&mutex_);
+  return peak_;
+}
+
+}  // namespace lazyblob::exporter
