@@ -1,20 +1,22 @@
 #!/bin/bash
 # What `lazyblob pull` leaves in a real containerd equals what `ctr images pull` leaves there: content, labels, snapshots,
 # image record. The snapshotter here is containerd's own overlayfs, so every layer takes the way of one that cannot be
-# lazy; e2e_snapshotter.sh has the lazy ones. With the argument "trixie" the containerd is Debian 13's.
+# lazy; e2e_snapshotter.sh has the lazy ones. With the argument "trixie" the containerd is Debian 13's, with
+# "forky" Debian testing's.
 . "$(dirname "$0")/lib/common.sh"
 . "$E2E_DIR/lib/namespace.sh"
 enter_namespace "$0" "$@"
+TRIXIE_SUITE=${1:-trixie}
 for part in registry lazyblob containerd snapshotter trixie; do . "$E2E_DIR/lib/$part.sh"; done
 need_tools containerd ctr docker-registry skopeo jq
 make_scratch
 private_programs
-if [ "${1:-}" = trixie ]; then
+if [ $# -gt 0 ]; then
   trixie_make
   trixie_enter
   CTR_RUN=("${TRIXIE_EXEC[@]}")
 fi
-registry_start pull "$WORK/images/registry"
+registry_start "pull${1:+-$1}" "$WORK/images/registry"
 CTR_PARENT=$SCRATCH
 containerd_start pull
 log "containerd $(ctr_ version | sed -n '/Server/,$ s/ *Version: *//p')"

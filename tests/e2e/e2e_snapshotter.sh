@@ -157,6 +157,8 @@ part_restart() {
     wait_until 20 "no successor of lazyblobd $old" daemon_is_new "$old"
     wait_until 20 "the successor does not answer" lb --root "$ROOT_DIR" status
   done
+  # containerd's client waits up to three seconds before it connects again
+  wait_until 10 "containerd does not come back to the snapshotter" ctr_ snapshots --snapshotter lazyblob ls
   drop_caches
   task_exec long /usr/bin/python3 -c "$START" > "$SCRATCH/out" 2>&1 || true
   says_json "$SCRATCH/out" || fail "the container after kills of the daemon: $(tail -1 "$SCRATCH/out")"
@@ -179,6 +181,7 @@ part_restart() {
   serve_stop
   [ "$(serve_mounts | wc -l)" = 0 ] || fail "mounts after the keeper's end: $(serve_mounts | head -3)"
   serve_start
+  wait_until 10 "containerd does not come back to the snapshotter" ctr_ snapshots --snapshotter lazyblob ls
   after=$(serve_mounts)
   [ "$before" = "$after" ] || fail "mounts after a new start: $(diff <(echo "$before") <(echo "$after") | head -5)"
   for i in estargz zstdchunked; do
@@ -195,6 +198,18 @@ prepare_and_commit() {  # ROUND: until containerd is gone
     ctr_ snapshots --snapshotter lazyblob prepare "k$1-$i" && ctr_ snapshots --snapshotter lazyblob commit "c$1-$i" "k$1-$i" ||
       return 1
   done > /dev/null 2>&1
+}
+# client_ends PID: its status. A client that waits for the containerd that is gone dies like it.
+client_ends() {
+  local i children
+  for ((i = 0; i < 40; i++)); do
+    kill -0 "$1" 2>/dev/null || { wait "$1"; return; }
+    sleep 0.05
+  done
+  children=$(pgrep -P "$1") || true
+  kill -9 "$1"
+  [ -z "$children" ] || kill $children 2>/dev/null || true
+  return 1
 }
 part_kills() {
   local round what seed=${LAZYBLOB_SEED:-$RANDOM} pid ref key through=0 started
@@ -217,7 +232,7 @@ part_kills() {
     pid=$!
     sleep "$(printf '%d.%03d' $((key = RANDOM % takes[$what], key / 1000)) $((key % 1000)))"
     containerd_kill
-    if wait "$pid"; then through=$((through + 1)); fi
+    if client_ends "$pid"; then through=$((through + 1)); fi
     containerd_launch
     case $what in
       pull)
@@ -230,6 +245,8 @@ part_kills() {
         for key in $(ctr_ snapshots --snapshotter lazyblob ls | awk '{print $1}' | grep -E "^[kc]$round-"); do
           ctr_ snapshots --snapshotter lazyblob rm "$key" || fail "round $round: remove $key"
         done
+        # nor does it list a name that it has and we have committed
+        ctr_ snapshots --snapshotter lazyblob rm "k$round-0" > /dev/null 2>&1 || true
         ctr_ snapshots --snapshotter lazyblob prepare "k$round-0" > /dev/null || fail "round $round: prepare again"
         ctr_ snapshots --snapshotter lazyblob commit "c$round-0" "k$round-0" || fail "round $round: commit again"
         ctr_ snapshots --snapshotter lazyblob rm "c$round-0" || fail "round $round: remove" ;;

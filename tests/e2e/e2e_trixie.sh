@@ -34,7 +34,7 @@ lazy_row() {
 }
 
 machine() {
-  registry_start "trixie-$1" "$WORK/images/registry"
+  registry_start "$TRIXIE_SUITE-$1" "$WORK/images/registry"
   serve_configure "$1"
   serve_plain_http "$REG"
   serve_start
@@ -126,6 +126,7 @@ OWNERS
 
 dockerd_start() {
   local dir=$CTR_DIR
+  : > "$SCRATCH/dockerd.log"
   printf '{"features": {"containerd-snapshotter": true}}' > "$dir/daemon.json"
   "${TRIXIE_EXEC[@]}" dockerd --config-file "$dir/daemon.json" --containerd "$CTR_ADDRESS" --data-root "$dir/docker" \
     --exec-root "$dir/docker-exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" --bridge=none \

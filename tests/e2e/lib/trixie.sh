@@ -7,34 +7,43 @@
 #   in_trixie CMD…          runs there with nothing of this machine's environment; "${TRIXIE_EXEC[@]}" CMD… & where the
 #                           process id matters
 #   trixie_version PACKAGE  upstream part of its version
-# LAZYBLOB_MIRROR names another Debian mirror.
+# LAZYBLOB_MIRROR names another Debian mirror. TRIXIE_SUITE=forky, set before, makes Debian testing in $WORK/forky/root
+# instead; its versions move, only containerd 2.x is asked for. A mirror's copy of testing may be older than the week
+# that its index is valid for: the signature is checked, that date is not.
 
 TRIXIE_PACKAGES=containerd,runc,docker.io,docker-cli,docker-buildx,stargz-snapshotter,ca-certificates
-declare -A TRIXIE_WANT=([containerd]=1.7.24 [docker.io]=26.1.5 [stargz-snapshotter]=0.14)
+TRIXIE_SUITE=${TRIXIE_SUITE:-trixie}
+TRIXIE_APT=()
+case $TRIXIE_SUITE in
+  trixie) declare -A TRIXIE_WANT=([containerd]=1.7.24 [docker.io]=26.1.5 [stargz-snapshotter]=0.14) ;;
+  *)
+    declare -A TRIXIE_WANT=([containerd]=2.)
+    TRIXIE_APT=(--aptopt='Acquire::Check-Valid-Until "false";') ;;
+esac
 
 trixie_make() {
   local mirror=${LAZYBLOB_MIRROR:-http://deb.debian.org/debian} proxy started package
-  TRIXIE=$WORK/trixie/root
+  TRIXIE=$WORK/$TRIXIE_SUITE/root
   need_tools mmdebstrap
-  mkdir -p "$WORK/trixie"
-  exec 8> "$WORK/trixie/lock"
+  mkdir -p "$WORK/$TRIXIE_SUITE"
+  exec 8> "$WORK/$TRIXIE_SUITE/lock"
   flock -w 900 8 || die "another run is making $TRIXIE"
-  if [ "$(cat "$WORK/trixie/done" 2>/dev/null)" != "$TRIXIE_PACKAGES" ]; then
+  if [ "$(cat "$WORK/$TRIXIE_SUITE/done" 2>/dev/null)" != "$TRIXIE_PACKAGES" ]; then
     started=$(now_ms)
     rm -rf --one-file-system "$TRIXIE" "$TRIXIE.new"
     proxy=$(apt-config dump Acquire::http::Proxy --format '%v%n' || true)
     timeout -k 5 600 mmdebstrap --quiet --format=directory --variant=minbase --include="$TRIXIE_PACKAGES" \
-      ${proxy:+--aptopt="Acquire::http::Proxy \"$proxy\";"} trixie "$TRIXIE.new" "$mirror" < /dev/null ||
-      die "mmdebstrap of trixie failed: is $mirror reachable?"
+      ${proxy:+--aptopt="Acquire::http::Proxy \"$proxy\";"} "${TRIXIE_APT[@]}" "$TRIXIE_SUITE" "$TRIXIE.new" "$mirror" < /dev/null ||
+      die "mmdebstrap of $TRIXIE_SUITE failed: is $mirror reachable?"
     mv "$TRIXIE.new" "$TRIXIE"
-    echo "$TRIXIE_PACKAGES" > "$WORK/trixie/done"
+    echo "$TRIXIE_PACKAGES" > "$WORK/$TRIXIE_SUITE/done"
     log "made $TRIXIE in $(( ($(now_ms) - started) / 1000 )) s"
   fi
   exec 8>&-
   for package in "${!TRIXIE_WANT[@]}"; do
     case $(trixie_version "$package") in
       "${TRIXIE_WANT[$package]}"*) ;;
-      *) die "$package of trixie is $(trixie_version "$package"), not ${TRIXIE_WANT[$package]}" ;;
+      *) die "$package of $TRIXIE_SUITE is $(trixie_version "$package"), not ${TRIXIE_WANT[$package]}" ;;
     esac
   done
 }
