@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <curl/curl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -183,12 +184,11 @@ size_t Transfer::OnRead(absl::Span<uint8_t> out) {
   return *got;
 }
 
+// libcurl goes back to send all once more when a connection that was used before breaks. Whether what was
+// sent arrived is for the caller to find out.
 int Transfer::SeekCallback(void* self, curl_off_t offset, int origin) {
-  auto* transfer = static_cast<Transfer*>(self);
-  if (offset != 0 || origin != SEEK_SET) return CURL_SEEKFUNC_FAIL;
-  if (transfer->taken_ > 0 && !transfer->request_.upload->Rewind()) return CURL_SEEKFUNC_FAIL;
-  transfer->taken_ = 0;
-  return CURL_SEEKFUNC_OK;
+  bool untouched = static_cast<Transfer*>(self)->taken_ == 0;
+  return untouched && offset == 0 && origin == SEEK_SET ? CURL_SEEKFUNC_OK : CURL_SEEKFUNC_FAIL;
 }
 
 // Sockets are made here so that no child inherits them and so that a public name cannot lead to this machine.
@@ -207,7 +207,12 @@ curl_socket_t Transfer::OpenSocket(void* self, curlsocktype, curl_sockaddr* addr
       return CURL_SOCKET_BAD;
     }
   }
-  return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+  curl_socket_t fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+  // A host that is gone is noticed by what it does not acknowledge, also while an answer is awaited
+  // patiently.
+  auto limit = static_cast<unsigned>(absl::ToInt64Milliseconds(transfer->options_.stall_timeout));
+  if (fd >= 0) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &limit, sizeof limit);
+  return fd;
 }
 
 void Transfer::ConfigureTls(CURL* easy) {
@@ -251,6 +256,8 @@ void Transfer::Configure(CURL* easy, curl_slist* headers) {
       static_cast<long>(std::max<int64_t>(1, absl::ToInt64Milliseconds(options_.connect_timeout))));
   curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 128L << 10);
   curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+  curl_easy_setopt(easy, CURLOPT_TCP_KEEPIDLE, 15L);
+  curl_easy_setopt(easy, CURLOPT_TCP_KEEPINTVL, 5L);
   curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, error_text_);
   ConfigureTls(easy);
   curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, &Transfer::OpenSocket);
@@ -341,6 +348,8 @@ absl::Status Transfer::Explain(CURLcode result) const {
     case CURLE_UNSUPPORTED_PROTOCOL:
     case CURLE_URL_MALFORMAT:
       return absl::InvalidArgumentError(text);
+    case CURLE_SEND_FAIL_REWIND:
+      return absl::UnavailableError("the connection broke while the body was sent");
     case CURLE_WEIRD_SERVER_REPLY:
     case CURLE_BAD_CONTENT_ENCODING:
       return absl::DataLossError(text);

@@ -135,7 +135,7 @@ Attempt Ended(Attempt attempt, const Head& head, const base::Digest& digest) {
 }
 
 std::string What(absl::string_view verb, absl::string_view object, const oci::Reference& repository) {
-  return absl::StrCat(verb, " ", object, " to ", base::Printable(repository.Name()));
+  return absl::StrCat(verb, object.empty() ? "" : " ", object, " to ", base::Printable(repository.Name()));
 }
 
 CallContext ForPush(const CallContext& context) {

@@ -171,8 +171,9 @@ Attempt Requester::Refused(const Exchange& exchange) {
   }
   if (status == 408 || status == 429 || status >= 500) return refused(absl::UnavailableError(text), true);
   if (status == 401) {
-    const char* advice =
-        exchange.authorization.empty() ? " (no credentials are known for it)" : " to the credentials given";
+    const char* advice = exchange.request.plain_url       ? " (URLs are asked without credentials)"
+                         : exchange.authorization.empty() ? " (no credentials are known for it)"
+                                                          : " to the credentials given";
     return refused(absl::UnauthenticatedError(absl::StrCat(text, advice)));
   }
   if (status == 403) return refused(absl::PermissionDeniedError(text));
@@ -190,7 +191,8 @@ std::optional<Attempt> Requester::Judge(Exchange* exchange) {
     return Attempt{absl::OkStatus(), status, false};
   }
   if (IsRedirect(status) && !response.Get("location").empty()) return Redirected(exchange);
-  if (status == 401 && exchange->own_origin() && !exchange->reauthenticated) {
+  const bool may_authenticate = exchange->own_origin() && !exchange->request.plain_url;
+  if (status == 401 && may_authenticate && !exchange->reauthenticated) {
     exchange->reauthenticated = true;
     absl::Status learnt = authenticator_.Learn(exchange->request.endpoint, exchange->scope, response,
                                                exchange->authorization, exchange->context);
@@ -232,7 +234,7 @@ Attempt Requester::Follow(Exchange* exchange) {
     absl::Status waited = hosts_.AwaitTurn(exchange->url, exchange->context, sleep_);
     if (!waited.ok()) return {waited, 0, false};
     exchange->authorization.clear();
-    if (exchange->own_origin()) {
+    if (exchange->own_origin() && !exchange->request.plain_url) {
       absl::StatusOr<std::string> header =
           authenticator_.Authorize(exchange->request.endpoint, exchange->scope, exchange->context);
       if (!header.ok()) return {header.status(), 0, absl::IsUnavailable(header.status())};
@@ -264,7 +266,8 @@ Attempt Requester::Follow(Exchange* exchange) {
 }
 
 Attempt Requester::Send(const ApiRequest& request, ResponseHandler* handler, const CallContext& context) {
-  absl::StatusOr<Url> api = request.endpoint.ApiUrl(request.repository, request.rest);
+  absl::StatusOr<Url> api =
+      request.plain_url ? *request.plain_url : request.endpoint.ApiUrl(request.repository, request.rest);
   if (!api.ok()) return {api.status(), 0, false};
   if (request.session) {
     absl::Status allowed = CheckTarget(*api, *request.session, options_.allow_private_redirects);

@@ -26,7 +26,8 @@ struct ApiRequest {
   std::string repository;
   std::string rest;  // "/manifests/latest", encoded
   Headers headers;
-  bool cache_target = false;  // of a GET of a blob: remember where it was redirected to
+  bool cache_target = false;     // of a GET of a blob: remember where it was redirected to
+  std::optional<Url> plain_url;  // asked instead of the API, without anything that is for the endpoint alone
 
   // Of a push.
   std::optional<Url> session;     // asked instead of the API; may be on another host

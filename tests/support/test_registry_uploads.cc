@@ -16,7 +16,7 @@ const std::map<std::string, Change, std::less<>>& Personalities() {
   using Uploads = UploadOptions;
   static const auto* const all = new std::map<std::string, Change, std::less<>>{
       {"distribution", [](Uploads*, AuthOptions*) {}},  // the default is its
-      {"distribution-2.8", [](Uploads* u, AuthOptions*) { u->loses_cut_sessions = true; }},
+      {"distribution-2.8", [](Uploads* u, AuthOptions*) { u->stale_is_gone = true; }},
       {"zot",
        [](Uploads* u, AuthOptions*) {
          u->loses_cut_sessions = true;

@@ -27,6 +27,7 @@ struct UploadOptions {
   bool loses_cut_sessions = false;  // a body that breaks off ends its session; else its bytes are kept
   // The state in a Location is good for one request; after that 416 without a Location, and only GET tells.
   bool checks_state = true;
+  bool stale_is_gone = false;   // instead of that, 404 to anything, GET too
   bool loser_gets_400 = false;  // a commit of what is there already, or came there meanwhile
   uint64_t min_chunk = 0;       // OCI-Chunk-Min-Length, and a smaller chunk can only be the last
   absl::Duration idle_limit = absl::InfiniteDuration();  // a body without a byte for so long is broken off

@@ -241,6 +241,9 @@ std::optional<Answer> Uploads::Handle(const Call& call) {
   if (session == nullptr) return ErrorAnswer(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
   absl::MutexLock busy(&session->busy);
   if (Find(call) != session) return ErrorAnswer(404, "BLOB_UPLOAD_UNKNOWN", "no such upload");
+  const bool stale = call.request.QueryField("_state") != absl::StrCat(session->state);
+  if (options.stale_is_gone && stale)
+    return ErrorAnswer(404, "BLOB_UPLOAD_INVALID", "resumed at wrong offset");
   if (method == "GET" || method == "HEAD") {
     Answer answer = Plain(204);
     Describe(call, options, *session, &answer);
@@ -251,7 +254,6 @@ std::optional<Answer> Uploads::Handle(const Call& call) {
     Remove(session->id);
     return Plain(204);
   }
-  const bool stale = call.request.QueryField("_state") != absl::StrCat(session->state);
   if (options.checks_state && stale) return ErrorAnswer(416, "RANGE_INVALID", "stale state");
   if (method == "PATCH") return Patch(call, options, session);
   if (method == "PUT") return Commit(call, options, session);
