@@ -181,6 +181,33 @@ bool HasUnpackEntry(absl::string_view config, const std::string& snapshotter) {
   return false;
 }
 
+// The setting of CRI's that makes it pull without the transfer service (containerd 2.1 and later, CRI's
+// CheckLocalImagePullConfigs); empty: there is none.
+std::string WhyCriPullsItself(absl::string_view config) {
+  constexpr std::pair<const char*, const char*> kSettings[] = {{"use_local_image_pull", "true"},
+                                                               {"discard_unpacked_layers", "true"},
+                                                               {"image_pull_with_sync_fs", "true"}};
+  bool inside = false;
+  for (absl::string_view line : absl::StrSplit(config, '\n')) {
+    absl::string_view text = absl::StripAsciiWhitespace(line);
+    if (absl::StartsWith(text, "[")) {
+      inside = absl::StrContains(text, "io.containerd.cri.v1.images") ||
+               absl::StrContains(text, "io.containerd.grpc.v1.cri");
+      for (const char* table : {"registry.mirrors", "registry.configs"}) {
+        if (inside && absl::StrContains(text, absl::StrCat(table, "."))) return table;
+      }
+      continue;
+    }
+    if (!inside) continue;
+    for (const auto& [key, value] : kSettings) {
+      if (ConfigSets(text, key, value)) return key;
+    }
+    constexpr char kDownloads[] = "max_concurrent_downloads";
+    if (absl::StartsWith(text, kDownloads) && !ConfigSets(text, kDownloads, "3")) return kDownloads;
+  }
+  return "";
+}
+
 // nullopt: this containerd does not pull so.
 std::optional<Finding> CheckTransfer(const ContainerdFacts& facts, const ContainerdPlugin& plugin,
                                      const Version& version) {
@@ -197,7 +224,7 @@ std::optional<Finding> CheckTransfer(const ContainerdFacts& facts, const Contain
   if (!HasUnpackEntry(facts.config, plugin.id)) {
     return Warning("transfer",
                    "containerd's configuration has no unpack_config for this snapshotter: pulls by the "
-                   "transfer service unpack nothing",
+                   "transfer service fail or unpack nothing",
                    kFix);
   }
   return Ok("transfer", "pulls by the transfer service are lazy");
@@ -407,16 +434,19 @@ Findings CheckContainerd(const absl::StatusOr<ContainerdFacts>& facts, const std
   if (transfer.has_value()) findings.push_back(*transfer);
   const ContainerdPlugin* cri = FindPlugin(*facts, "io.containerd.grpc.v1", "cri");
   if (cri == nullptr || !cri->init_error.empty()) return findings;
-  // From 2.1 on CRI pulls by the transfer service.
+  // From 2.1 on CRI pulls by the transfer service, if it can.
   const bool by_transfer =
       version >= Version{2, 1, 0} && transfer.has_value() && transfer->severity == Severity::kOk;
-  if (by_transfer || ConfigSets(facts->config, "disable_snapshot_annotations", "false")) {
+  const std::string why = by_transfer ? WhyCriPullsItself(facts->config) : "";
+  if ((by_transfer && why.empty()) || ConfigSets(facts->config, "disable_snapshot_annotations", "false")) {
     findings.push_back(Ok("kubelet", "CRI tells the snapshotter which image a layer is of"));
   } else {
-    findings.push_back(
-        Warning("kubelet",
-                "CRI does not tell the snapshotter which image a layer is of: pulls of kubelet are not lazy",
-                "disable_snapshot_annotations = false in the CRI section of containerd's config.toml"));
+    findings.push_back(Warning(
+        "kubelet",
+        absl::StrCat(
+            "CRI does not tell the snapshotter which image a layer is of: pulls of kubelet are not lazy",
+            why.empty() ? "" : absl::StrCat("; for ", why, " it pulls without the transfer service")),
+        "disable_snapshot_annotations = false in the CRI section of containerd's config.toml"));
   }
   return findings;
 }

@@ -259,6 +259,33 @@ TEST_F(DoctorContainerdTest, TransferNeedsAnnotationsAndAnUnpackEntry) {
   EXPECT_EQ(Worst(Check()), Severity::kWarning) << "that of 2.0 does not";
 }
 
+TEST_F(DoctorContainerdTest, CriThatPullsItselfSendsNoLabels) {
+  facts_.version = "v2.1.9";
+  facts_.plugins.push_back({"io.containerd.transfer.v1", "local", {}, {}, ""});
+  facts_.plugins.push_back({"io.containerd.grpc.v1", "cri", {}, {}, ""});
+  facts_.plugins[0].exports["enable_remote_snapshot_annotations"] = "true";
+  const std::string transfer =
+      "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  snapshotter = \"lazyblob\"\n"
+      "[plugins.\"io.containerd.transfer.v1.local\"]\n  max_concurrent_downloads = 5\n";
+  const std::string cri = "[plugins.\"io.containerd.cri.v1.images\"]\n  ";
+  for (const char* harmless : {"max_concurrent_downloads = 3", "use_local_image_pull = false",
+                               "# use_local_image_pull = true", "snapshotter = \"lazyblob\"",
+                               "[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/x\""}) {
+    facts_.config = absl::StrCat(transfer, cri, harmless, "\n");
+    EXPECT_EQ(Worst(Check()), Severity::kOk) << harmless << "\n" << Text(Check());
+  }
+  for (const char* setting :
+       {"use_local_image_pull = true", "max_concurrent_downloads=5", "discard_unpacked_layers = true # disk",
+        "image_pull_with_sync_fs = true",
+        "[plugins.'io.containerd.cri.v1.images'.registry.mirrors.\"docker.io\"]\nendpoint = []",
+        "[plugins.'io.containerd.cri.v1.images'.registry.configs.\"docker.io\".auth]\nusername = \"x\""}) {
+    facts_.config = absl::StrCat(transfer, cri, setting, "\n");
+    EXPECT_EQ(Worst(Check()), Severity::kWarning) << setting;
+    facts_.config = absl::StrCat(transfer, cri, "disable_snapshot_annotations = false\n", setting, "\n");
+    EXPECT_EQ(Worst(Check()), Severity::kOk) << setting << "\n" << Text(Check());
+  }
+}
+
 TEST_F(DoctorContainerdTest, SampleConfigurationsSatisfyIt) {
   facts_.plugins.push_back({"io.containerd.grpc.v1", "cri", {}, {}, ""});
   facts_.plugins.push_back({"io.containerd.transfer.v1", "local", {}, {}, ""});
