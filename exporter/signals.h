@@ -1,7 +1,7 @@
 #pragma once
 
 // How others learn that an image or a cache is complete: files, a report and hooks, made by whoever asked for
-// the export, never by the daemon on behalf of a request. docs/EXPORTER.md has the formats.
+// the export, never by the daemon on behalf of a request. docs/EXPORT_COMMANDS.md has the formats.
 
 #include <string>
 #include <thread>

@@ -166,8 +166,12 @@ absl::Status CheckCache(const v1::ExportRequest& request, const std::vector<Dest
     }
   }
   const bool plain = cache.format() == v1::PLAIN;
+  std::set<std::string> sources;
   for (const v1::LayerSource& layer : cache.layers()) {
     RETURN_IF_ERROR(CheckLayerSource(layer));
+    if (!sources.insert(layer.source()).second) {
+      return BadText(layer.source(), "is given twice in the cache; give it once, with all its records");
+    }
     if (!plain && layer.records().empty()) {
       return BadText(layer.source(), "a layer of a build cache without records is of no use to anybody");
     }

@@ -1,0 +1,361 @@
+#include "exporter/export_job.h"
+
+#include <atomic>
+#include <map>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "exporter/assembly.h"
+#include "exporter/content.h"
+#include "exporter/internal/at_once.h"
+#include "exporter/local_destinations.h"
+#include "exporter/spec.h"
+#include "exporter/unlazy.h"
+#include "oci/manifest.h"
+
+namespace lazyblob::exporter {
+namespace {
+
+constexpr absl::Duration kResolveDeadline = absl::Minutes(2);
+
+class Job {
+ public:
+  Job(const v1::ExportRequest& request, const ExportParts& parts, const ExportCaller& caller,
+      const OnEvent& on_event)
+      : request_(request), parts_(parts), caller_(caller), on_event_(on_event) {
+    report_.set_id(request.id());
+  }
+
+  absl::Status Run() {
+    absl::Status status = RunBoth();
+    stop_->Cancel();
+    maker_.reset();  // nothing is told after the report
+    v1::ExportEvent event;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!status.ok() && report_.image_error().empty() && report_.cache_error().empty()) {
+        report_.set_image_error(std::string(status.message()));
+      }
+      report_.set_uploaded_bytes(uploaded_);
+      *event.mutable_done() = report_;
+    }
+    Emit(event);
+    return status;
+  }
+
+ private:
+  void Emit(const v1::ExportEvent& event) ABSL_LOCKS_EXCLUDED(event_mutex_) {
+    absl::MutexLock lock(&event_mutex_);
+    if (on_event_) on_event_(event);
+  }
+  void Tell(const v1::Progress& progress) {
+    v1::ExportEvent event;
+    *event.mutable_progress() = progress;
+    Emit(event);
+  }
+  void Warn(const std::string& warning) ABSL_LOCKS_EXCLUDED(mutex_) {
+    v1::ExportEvent event;
+    event.set_warning(warning);
+    {
+      absl::MutexLock lock(&mutex_);
+      report_.add_warnings(warning);
+    }
+    Emit(event);
+  }
+
+  registry::CallContext ResolveCall() const {
+    registry::CallContext call;
+    call.deadline = base::SystemClock().Monotonic() + kResolveDeadline;
+    call.cancel = stop_;
+    call.credentials = caller_.credentials;
+    return call;
+  }
+
+  absl::StatusOr<Content> Resolve(const v1::Image& image) {
+    ContentParts parts;
+    parts.client = parts_.client;
+    parts.store = parts_.store;
+    parts.keep = request_.keep() || request_.unlazy();
+    ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(image.base()));
+    std::optional<oci::Platform> platform;
+    if (!image.all_platforms()) {
+      platform = oci::HostPlatform();
+      if (!image.platform().empty()) {
+        ASSIGN_OR_RETURN(platform, oci::ParsePlatform(image.platform()));
+      }
+    }
+    return ReadContent(parts, reference, platform, ResolveCall());
+  }
+
+  bool IsCopy(const v1::Image& image) const {
+    return image.layers().empty() && image.config_file().empty() && image.annotations().empty() &&
+           request_.cache().format() != v1::INLINE;
+  }
+
+  // Checks, resolves and starts what is to be made; then image and cache run side by side.
+  absl::Status RunBoth() {
+    ASSIGN_OR_RETURN(CheckedRequest checked, CheckRequest(request_));
+    if (!request_.cache().imports().empty()) {
+      return absl::UnimplementedError("imports of a cache are not supported; leave them out");
+    }
+    for (const std::string& warning : checked.warnings) Warn(warning);
+    RETURN_IF_ERROR(StartMaking());
+    ASSIGN_OR_RETURN(cache_layers_, AddLayers(request_.cache().layers()));
+    const bool with_cache = !checked.caches.empty();
+    const bool with_image = !request_.images().empty();
+    absl::Status image;
+    absl::Status cache;
+    auto run_image = [&] { image = Ended(Images(checked.images), false); };
+    auto run_cache = [&] { cache = Ended(Caches(checked.caches), true); };
+    if (with_image && with_cache && request_.parallel() != v1::OFF) {
+      std::thread beside(run_cache);
+      run_image();
+      beside.join();
+    } else {
+      if (with_image) run_image();
+      const bool give_up = !image.ok() && request_.on_failure() == v1::FAIL_FAST;
+      if (with_cache && !give_up) run_cache();
+    }
+    if (!with_image) return cache;
+    if (!image.ok() && !(absl::IsCancelled(image) && first_failed_ == 2)) return image;
+    if (!cache.ok() && request_.on_failure() != v1::INDEPENDENT &&
+        request_.on_failure() != v1::ON_FAILURE_UNSPECIFIED) {
+      return base::Annotate(cache, "cache");
+    }
+    if (!cache.ok()) Warn(absl::StrCat("the cache was not exported: ", cache.message()));
+    return image;
+  }
+
+  // Keeps what one of both ended with, and ends the other if that is wanted.
+  absl::Status Ended(const absl::Status& status, bool is_cache) ABSL_LOCKS_EXCLUDED(mutex_) {
+    if (status.ok()) return status;
+    {
+      absl::MutexLock lock(&mutex_);
+      const std::string message(status.message());
+      is_cache ? report_.set_cache_error(message) : report_.set_image_error(message);
+    }
+    int none = 0;
+    first_failed_.compare_exchange_strong(none, is_cache ? 2 : 1);
+    if (request_.on_failure() == v1::FAIL_FAST) stop_->Cancel();
+    return status;
+  }
+
+  absl::Status StartMaking() {
+    bool any = !request_.cache().layers().empty();
+    for (const v1::Image& image : request_.images()) any = any || !image.layers().empty();
+    if (!any) return absl::OkStatus();
+    RETURN_IF_ERROR(base::MakeDirectories(parts_.staging));
+    MakeOptions options;
+    options.staging = parts_.staging;
+    options.snapshot = parts_.snapshot;
+    ASSIGN_OR_RETURN(options.compression, CompressionOf(request_.compression()));
+    options.level = request_.compression_level();
+    options.source_date_epoch = request_.source_date_epoch();
+    options.docker_media_types = request_.docker_media_types();
+    options.cancel = stop_;
+    options.progress = [this](const v1::Progress& progress) { Tell(progress); };
+    maker_ = std::make_unique<LayerMaker>(std::move(options));
+    return absl::OkStatus();
+  }
+
+  // Starts layers; one that was started already is made once, whoever wants it.
+  absl::StatusOr<MadeLayers> AddLayers(const google::protobuf::RepeatedPtrField<v1::LayerSource>& sources)
+      ABSL_LOCKS_EXCLUDED(mutex_) {
+    MadeLayers layers;
+    for (const v1::LayerSource& source : sources) {
+      absl::MutexLock lock(&mutex_);
+      auto known = made_.find(source.source());
+      if (known == made_.end()) {
+        ASSIGN_OR_RETURN(auto layer, maker_->Add(source));
+        known = made_.emplace(source.source(), std::move(layer)).first;
+      }
+      layers.push_back(known->second);
+    }
+    return layers;
+  }
+
+  contentstore::FetchContext Fetch() const {
+    contentstore::FetchContext fetch;
+    fetch.cause = contentstore::FetchCause::kStream;
+    fetch.cancel = stop_;
+    fetch.credentials = caller_.credentials;
+    return fetch;
+  }
+
+  absl::StatusOr<ImageAssembly> Start(const v1::Image& image) {
+    ImageAssembly assembly;
+    assembly.request = &request_;
+    assembly.image = &image;
+    ASSIGN_OR_RETURN(assembly.layers, AddLayers(image.layers()));
+    if (request_.cache().format() == v1::INLINE) assembly.cache_layers = cache_layers_;
+    if (image.base() != "scratch") {
+      ASSIGN_OR_RETURN(assembly.base, Resolve(image));
+    }
+    return assembly;
+  }
+
+  absl::Status Images(const std::vector<Destination>& destinations) {
+    std::vector<ImageAssembly> assemblies;
+    Content early;
+    bool copies_only = true;
+    for (const v1::Image& image : request_.images()) {
+      ASSIGN_OR_RETURN(ImageAssembly assembly, Start(image));
+      copies_only = copies_only && IsCopy(image);
+      Content part = EarlyContent(assembly);
+      for (ContentBlob& blob : part.blobs) early.blobs.push_back(std::move(blob));
+      assemblies.push_back(std::move(assembly));
+    }
+    Content whole;
+    auto finish = [&]() -> absl::Status {
+      std::vector<Content> contents;
+      for (ImageAssembly& assembly : assemblies) {
+        if (IsCopy(*assembly.image)) {
+          contents.push_back(std::move(*assembly.base));
+          continue;
+        }
+        ASSIGN_OR_RETURN(Content one, WholeContent(assembly, Fetch()));
+        contents.push_back(std::move(one));
+      }
+      ASSIGN_OR_RETURN(whole, JoinPlatforms(std::move(contents), request_));
+      return absl::OkStatus();
+    };
+    if (copies_only) RETURN_IF_ERROR(finish());
+    if (request_.unlazy()) {
+      if (!copies_only) RETURN_IF_ERROR(finish());
+      RETURN_IF_ERROR(
+          Unlazy(whole, parts_.store, Fetch(), [this](const v1::Progress& progress) { Tell(progress); }));
+    }
+    ASSIGN_OR_RETURN(v1::AllReady ready, PutAll(copies_only ? whole : early, copies_only, finish, whole,
+                                                destinations, Priority::kImage));
+    if (ready.ready().empty()) return absl::OkStatus();
+    v1::ExportEvent event;
+    *event.mutable_image_ready() = ready;
+    {
+      absl::MutexLock lock(&mutex_);
+      *report_.mutable_images() = ready.ready();
+    }
+    Emit(event);
+    return absl::OkStatus();
+  }
+
+  absl::Status Caches(const std::vector<Destination>& destinations) {
+    const Content early = EarlyCache(cache_layers_);
+    Content whole;
+    auto finish = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(whole, WholeCache(request_, cache_layers_, stop_.get()));
+      return absl::OkStatus();
+    };
+    ASSIGN_OR_RETURN(v1::AllReady ready, PutAll(early, false, finish, whole, destinations, Priority::kCache));
+    v1::ExportEvent event;
+    *event.mutable_cache_ready() = ready;
+    {
+      absl::MutexLock lock(&mutex_);
+      *report_.mutable_caches() = ready.ready();
+    }
+    Emit(event);
+    return absl::OkStatus();
+  }
+
+  // All destinations side by side; a failure of one ends the others. `finish` makes `whole`, unless
+  // `finished`.
+  absl::StatusOr<v1::AllReady> PutAll(const Content& early, bool finished,
+                                      const std::function<absl::Status()>& finish, const Content& whole,
+                                      const std::vector<Destination>& destinations, Priority priority) {
+    auto stop = std::make_shared<base::CancelToken>();
+    auto registration = stop_->OnCancel([stop] { stop->Cancel(); });
+    absl::Mutex mutex;
+    std::optional<absl::Status> made;
+    if (finished) made = absl::OkStatus();
+    auto get_whole = [&]() -> absl::StatusOr<const Content*> {
+      absl::MutexLock lock(&mutex);  // the first one makes it, the others wait for that
+      if (!made.has_value()) made = finish();
+      if (!made->ok()) return *made;
+      return &whole;
+    };
+    std::vector<oci::Reference> references;
+    std::vector<const Destination*> others;
+    for (const Destination& destination : destinations) {
+      if (const auto* reference = std::get_if<oci::Reference>(&destination)) {
+        references.push_back(*reference);
+      } else {
+        others.push_back(&destination);
+      }
+    }
+    std::vector<v1::Ready> ready;
+    std::vector<v1::Ready> local(others.size());
+    const size_t tasks = others.size() + (references.empty() ? 0 : 1);
+    RETURN_IF_ERROR(AtOnce(tasks, tasks, stop.get(), [&](size_t i) -> absl::Status {
+      if (i == others.size()) {
+        ASSIGN_OR_RETURN(ready, Publish(early, get_whole, references, Publishing(stop, priority)));
+        return absl::OkStatus();
+      }
+      ASSIGN_OR_RETURN(const Content* content, get_whole());
+      ASSIGN_OR_RETURN(local[i], WriteLocal(*content, *others[i], stop, priority));
+      return absl::OkStatus();
+    }));
+    v1::AllReady all;
+    for (v1::Ready& one : ready) *all.add_ready() = std::move(one);
+    for (v1::Ready& one : local) *all.add_ready() = std::move(one);
+    return all;
+  }
+
+  PublishOptions Publishing(const std::shared_ptr<base::CancelToken>& stop, Priority priority) {
+    PublishOptions options;
+    options.placer = parts_.placer;
+    options.put = parts_.put;
+    options.priority = priority;
+    options.cancel = stop;
+    options.credentials = caller_.credentials;
+    options.progress = [this](const v1::Progress& progress) { Tell(progress); };
+    options.uploaded = &uploaded_;
+    return options;
+  }
+
+  absl::StatusOr<v1::Ready> WriteLocal(const Content& content, const Destination& destination,
+                                       const std::shared_ptr<base::CancelToken>& stop, Priority priority) {
+    LocalOptions options;
+    options.cache = priority == Priority::kCache;
+    options.cancel = stop;
+    options.credentials = caller_.credentials;
+    options.progress = [this](const v1::Progress& progress) { Tell(progress); };
+    if (const auto* layout = std::get_if<oci::LayoutReference>(&destination)) {
+      return WriteToLayout(content, *layout, options);
+    }
+    if (const auto* archive = std::get_if<ArchiveDestination>(&destination)) {
+      return WriteToArchive(content, *archive, options);
+    }
+    return WriteToDirectory(content, std::get<DirectoryDestination>(destination), options);
+  }
+
+  const v1::ExportRequest& request_;
+  const ExportParts& parts_;
+  const ExportCaller& caller_;
+  const OnEvent& on_event_;
+  const std::shared_ptr<base::CancelToken> stop_ = std::make_shared<base::CancelToken>();
+  const base::CancelToken::Registration caller_gone_{
+      caller_.cancel->OnCancel([stop = stop_] { stop->Cancel(); })};
+  std::atomic<uint64_t> uploaded_{0};
+  absl::Mutex event_mutex_;  // held while an event is given out; nothing else is locked under it
+  absl::Mutex mutex_;
+  v1::Report report_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::shared_ptr<MadeLayer>> made_ ABSL_GUARDED_BY(mutex_);  // by source
+  std::atomic<int> first_failed_{0};                                                // 1: image, 2: cache
+  MadeLayers cache_layers_;
+  std::unique_ptr<LayerMaker> maker_;  // tells of its progress until it is gone
+};
+
+}  // namespace
+
+absl::Status RunExport(const v1::ExportRequest& request, const ExportParts& parts, const ExportCaller& caller,
+                       const OnEvent& on_event) {
+  return Job(request, parts, caller, on_event).Run();
+}
+
+}  // namespace lazyblob::exporter
