@@ -34,6 +34,25 @@ class RegistrySource final : public BlobSource {
   const oci::Reference repository_;
 };
 
+class UrlSource final : public BlobSource {
+ public:
+  UrlSource(registry::Client* client, std::string url) : client_(client), url_(std::move(url)) {}
+
+  std::string name() const override { return absl::StrCat("url:", url_); }
+  absl::Status Read(const oci::Descriptor& blob, registry::ByteRange range, registry::BodySink sink,
+                    const registry::CallContext& context) override {
+    const absl::Status status = client_->ReadUrl(url_, blob, range, sink, context);
+    // Not a question of whose credentials to try next.
+    const bool refused = absl::IsUnauthenticated(status) || absl::IsPermissionDenied(status);
+    return refused ? absl::UnavailableError(status.message()) : status;
+  }
+  registry::Client::LinkEstimate link() const override { return client_->EstimateLink(url_); }
+
+ private:
+  registry::Client* const client_;
+  const std::string url_;
+};
+
 class LayoutSource final : public BlobSource {
  public:
   explicit LayoutSource(std::string directory) : directory_(std::move(directory)) {}
@@ -79,6 +98,10 @@ class LayoutSource final : public BlobSource {
 
 std::shared_ptr<BlobSource> MakeRegistrySource(registry::Client* client, const oci::Reference& repository) {
   return std::make_shared<RegistrySource>(client, repository);
+}
+
+std::shared_ptr<BlobSource> MakeUrlSource(registry::Client* client, const std::string& url) {
+  return std::make_shared<UrlSource>(client, url);
 }
 
 std::shared_ptr<BlobSource> MakeLayoutSource(const std::string& directory) {

@@ -22,7 +22,8 @@ class BlobSource {
  public:
   virtual ~BlobSource() = default;
   // One line that creates the same source again (see SourceFactory) and names it in status and errors:
-  // "registry:localhost:5000/debian", "layout:/path", "file:/path". Holds no secrets.
+  // "registry:localhost:5000/debian", "layout:/path", "file:/path", "url:https://cdn.example/layer". Holds no
+  // secrets.
   virtual std::string name() const = 0;
   // Streams exactly `range` of `blob` into `sink`, in order, or fails; bytes before a failure may have been
   // given.
@@ -37,6 +38,9 @@ class BlobSource {
 // `client` must outlive the source.
 std::shared_ptr<BlobSource> MakeRegistrySource(registry::Client* client, const oci::Reference& repository);
 std::shared_ptr<BlobSource> MakeLayoutSource(const std::string& directory);
+// The blob alone, at an https URL (registry::Client::ReadUrl): never with credentials. The URL becomes the
+// name, so it must hold no secret. `client` must outlive the source.
+std::shared_ptr<BlobSource> MakeUrlSource(registry::Client* client, const std::string& url);
 
 // Makes a source from its name; how a restarted daemon gets its sources back. NotFound: unknown kind or gone.
 using SourceFactory = std::function<absl::StatusOr<std::shared_ptr<BlobSource>>(absl::string_view name)>;

@@ -25,11 +25,11 @@
 #include "daemon/page_sweeper.h"
 #include "daemon/plain_http_hosts.h"
 #include "daemon/prepared_images.h"
+#include "daemon/recorded_sources.h"
 #include "daemon/registry_access.h"
 #include "daemon/snapshot_layers.h"
 #include "fuse/keeper_client.h"
 #include "fuse/server.h"
-#include "oci/reference.h"
 #include "registry/client.h"
 #include "snapshotter/snapshots_service.h"
 
@@ -46,21 +46,6 @@ void Announce(int ready_fd, absl::string_view line) {
   base::WriteFull(ready_fd, absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(text.data()), text.size()))
       .IgnoreError();
   close(ready_fd);
-}
-
-// Sources by name, for layers that come back from disk.
-absl::StatusOr<std::shared_ptr<contentstore::BlobSource>> MakeSource(registry::Client* client,
-                                                                     absl::string_view name) {
-  constexpr absl::string_view kRegistry = "registry:";
-  constexpr absl::string_view kLayout = "layout:";
-  if (name.substr(0, kRegistry.size()) == kRegistry) {
-    ASSIGN_OR_RETURN(oci::Reference repository, oci::ParseReference(name.substr(kRegistry.size())));
-    return contentstore::MakeRegistrySource(client, repository);
-  }
-  if (name.substr(0, kLayout.size()) == kLayout) {
-    return contentstore::MakeLayoutSource(std::string(name.substr(kLayout.size())));
-  }
-  return absl::NotFoundError(absl::StrCat("no such kind of source: ", base::Printable(name)));
 }
 
 // Everything the parts say is worth an operator's eye: level warning.
@@ -148,9 +133,7 @@ class Daemon {
 
     contentstore::ContentStoreOptions store;
     store.root = root() + "/layers";
-    store.source_factory = [client = client_.get()](absl::string_view name) {
-      return MakeSource(client, name);
-    };
+    store.source_factory = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
     store.log = log_;
     ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
 
@@ -196,6 +179,8 @@ class Daemon {
     SnapshotLayers::Options snapshots;
     ASSIGN_OR_RETURN(snapshots.mode, fuse::ParseMode(options_.config.fuse.mode));
     snapshots.max_cache_bytes = options_.config.cache.max_bytes;
+    snapshots.url_hosts = options_.config.snapshotter.url_hosts;
+    snapshots.log = log_;
     snapshots_ = std::make_unique<SnapshotLayers>(layers_.get(), prepared_.get(), snapshots);
     snapshotter::SnapshotterOptions options;
     options.root = root();

@@ -81,6 +81,18 @@ absl::StatusOr<LazyLayerPtr> ImageLayers::Add(const ResolvedImage& image, size_t
   return parts_.store->AddHandler(handler);
 }
 
+absl::StatusOr<LazyLayerPtr> ImageLayers::AddWithUrls(const ResolvedImage& image, size_t i,
+                                                      const std::vector<std::string>& urls) {
+  contentstore::DescriptorHandler handler;
+  handler.descriptor = image.layers[i];
+  handler.diff_id = image.diff_ids[i];
+  handler.sources = image.sources;
+  for (const std::string& url : urls) {
+    handler.sources.push_back(contentstore::MakeUrlSource(parts_.client, url));
+  }
+  return parts_.store->AddHandler(handler);
+}
+
 absl::Status ImageLayers::MakeReadable(contentstore::LazyLayer& layer,
                                        const contentstore::FetchContext& context,
                                        const contentstore::Progress& progress) {

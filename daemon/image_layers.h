@@ -63,6 +63,9 @@ class ImageLayers {
 
   // Makes layer `i` known, with the image's sources.
   absl::StatusOr<LazyLayerPtr> Add(const ResolvedImage& image, size_t i);
+  // The same, and where else its bytes may be fetched, after those.
+  absl::StatusOr<LazyLayerPtr> AddWithUrls(const ResolvedImage& image, size_t i,
+                                           const std::vector<std::string>& urls);
   // Brings an indexed layer to where it can be mounted: one whose index gives no random access is fetched
   // whole.
   absl::Status MakeReadable(contentstore::LazyLayer& layer, const contentstore::FetchContext& context,

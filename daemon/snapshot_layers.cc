@@ -11,14 +11,18 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "oci/reference.h"
+#include "snapshotter/labels.h"
 
 namespace lazyblob::daemon {
 namespace {
+
+constexpr size_t kMaxUrls = 8;  // of one claim: each is asked when all before it have failed
 
 using snapshotter::LayerClaim;
 using snapshotter::LayerMount;
 using snapshotter::LowerLayer;
 using snapshotter::NotLazyError;
+using snapshotter::NotLazyReason;
 
 absl::StatusOr<ImageRequest> RequestOf(const LayerClaim& claim) {
   auto reference = oci::ParseReference(claim.reference);
@@ -103,6 +107,32 @@ std::vector<base::Digest> ChainIds(const std::vector<base::Digest>& diff_ids) {
 SnapshotLayers::SnapshotLayers(ImageLayers* layers, PreparedImages* images, Options options)
     : layers_(layers), images_(images), options_(options) {}
 
+std::vector<std::string> SnapshotLayers::UsableUrls(const LayerClaim& claim) const {
+  std::vector<std::string> urls;
+  for (const std::string& url : claim.urls) {
+    if (urls.size() < kMaxUrls && snapshotter::IsAllowedUrl(url, options_.url_hosts)) urls.push_back(url);
+  }
+  if (const size_t others = claim.urls.size() - urls.size(); others > 0) {
+    options_.log(absl::StrCat("layer ", claim.layer.ToString(), ": ", others, " of ", claim.urls.size(),
+                              " URLs of label ", snapshotter::kLabelUrls,
+                              " are not used: they must be https, without user, query or fragment, and "
+                              "their host in snapshotter.url_hosts; at most ",
+                              kMaxUrls, " are"));
+  }
+  return urls;
+}
+
+absl::Status SnapshotLayers::Await(PreparedImages::Use& use, size_t i, const LayerClaim& claim) {
+  const std::vector<std::string> urls = UsableUrls(claim);
+  if (urls.empty() || !CheckLayerType(use.image().layers[i]).ok()) return use.AwaitLayer(i);
+  auto added = layers_->AddWithUrls(use.image(), i, urls);
+  if (!added.ok()) return NotLazyError("index-failed", added.status());
+  absl::Status status = use.AwaitLayer(i);
+  // Work on the layer began when the image was resolved: perhaps before its URLs were known.
+  if (NotLazyReason(status) == "index-failed") status = use.AwaitLayer(i);
+  return status;
+}
+
 absl::StatusOr<LayerMount> SnapshotLayers::Mount(const LayerClaim& claim,
                                                  const std::vector<LowerLayer>& lowers,
                                                  std::shared_ptr<base::CancelToken> cancel) {
@@ -118,7 +148,7 @@ absl::StatusOr<LayerMount> SnapshotLayers::Mount(const LayerClaim& claim,
     if (found.ok() || !claim.manifest.empty() || !use->remembered()) break;
   }
   if (!found.ok()) return found.status();
-  RETURN_IF_ERROR(use->AwaitLayer(*found));
+  RETURN_IF_ERROR(Await(*use, *found, claim));
   const LazyLayerPtr layer = layers_->store().Find(claim.layer);
   if (layer == nullptr || layer->index() == nullptr) {
     return NotLazyError("index-failed", absl::UnavailableError("the layer has just been removed"));

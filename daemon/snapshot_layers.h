@@ -3,6 +3,7 @@
 // The lazy layers of containerd's snapshots: a claim made by labels is held against the image's manifest and
 // config, fetched by digest; what agrees is indexed, mounted below the state root and counted.
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,8 +24,10 @@ namespace lazyblob::daemon {
 class SnapshotLayers final : public snapshotter::LazyLayers {
  public:
   struct Options {
-    std::optional<fuse::Mode> mode;  // absent: the best that works here
-    uint64_t max_cache_bytes = 0;    // of layers that nothing holds; 0: no limit
+    std::optional<fuse::Mode> mode;      // absent: the best that works here
+    uint64_t max_cache_bytes = 0;        // of layers that nothing holds; 0: no limit
+    std::vector<std::string> url_hosts;  // that LayerClaim::urls may name; see snapshotter::IsAllowedUrl
+    std::function<void(absl::string_view)> log = [](absl::string_view) {};  // one line each; any thread
   };
   // Both outlive it.
   SnapshotLayers(ImageLayers* layers, PreparedImages* images, Options options);
@@ -42,6 +45,11 @@ class SnapshotLayers final : public snapshotter::LazyLayers {
   absl::Status Trim() override;
 
  private:
+  // Of the claim's URLs those that may be asked; says how many others there are.
+  std::vector<std::string> UsableUrls(const snapshotter::LayerClaim& claim) const;
+  // Waits until layer `i` can be mounted.
+  absl::Status Await(PreparedImages::Use& use, size_t i, const snapshotter::LayerClaim& claim);
+
   ImageLayers* const layers_;
   PreparedImages* const images_;
   const Options options_;

@@ -48,6 +48,11 @@ absl::Status Client::ReadBlob(const oci::Reference& repository, const oci::Descr
   return impl_->ReadBlob(repository, blob, range, sink, context);
 }
 
+absl::Status Client::ReadUrl(absl::string_view url, const oci::Descriptor& blob, ByteRange range,
+                             BodySink sink, const CallContext& context) {
+  return impl_->ReadUrl(url, blob, range, sink, context);
+}
+
 absl::StatusOr<std::string> Client::GetSmallBlob(const oci::Reference& repository,
                                                  const oci::Descriptor& blob, uint64_t max_bytes,
                                                  const CallContext& context) {
@@ -69,5 +74,7 @@ absl::StatusOr<std::vector<oci::Descriptor>> Client::Referrers(const oci::Refere
 Client::LinkEstimate Client::EstimateLink(const oci::Reference& repository) const {
   return impl_->EstimateLink(repository);
 }
+
+Client::LinkEstimate Client::EstimateLink(absl::string_view url) const { return impl_->EstimateLink(url); }
 
 }  // namespace lazyblob::registry

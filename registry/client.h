@@ -113,6 +113,12 @@ class Client {
   absl::Status ReadBlob(const oci::Reference& repository, const oci::Descriptor& blob, ByteRange range,
                         BodySink sink, const CallContext& context);
 
+  // The same from an https URL that is no registry's: neither credentials nor anything configured for a
+  // registry go along, and redirects never leave https. `context.credentials` is not looked at.
+  // InvalidArgument: not https, or with user information.
+  absl::Status ReadUrl(absl::string_view url, const oci::Descriptor& blob, ByteRange range, BodySink sink,
+                       const CallContext& context);
+
   // A whole small blob (config, index artifact), verified by digest; at most `max_bytes`.
   absl::StatusOr<std::string> GetSmallBlob(const oci::Reference& repository, const oci::Descriptor& blob,
                                            uint64_t max_bytes, const CallContext& context);
@@ -136,6 +142,7 @@ class Client {
         false;  // it answered a ranged GET with the whole blob: reading in parts costs the whole
   };
   LinkEstimate EstimateLink(const oci::Reference& repository) const;
+  LinkEstimate EstimateLink(absl::string_view url) const;  // of one that ReadUrl asks
 
  private:
   friend class Pusher;  // pusher.h

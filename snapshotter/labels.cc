@@ -101,19 +101,6 @@ absl::Status Disagree(const char* a, const char* b) {
       "labels ", a, " and ", b, " disagree; one of them is not the client's, so neither is followed"));
 }
 
-// "https://host[:port]/…" of an allowed host.
-bool IsAllowedUrl(absl::string_view url, const std::vector<std::string>& allowed_hosts) {
-  if (!std::all_of(url.begin(), url.end(),
-                   [](char c) { return c > ' ' && c < 0x7F && c != '\\' && c != '#'; })) {
-    return false;
-  }
-  if (!absl::ConsumePrefix(&url, "https://")) return false;
-  absl::string_view host = url.substr(0, url.find_first_of("/?"));
-  if (host.empty() || absl::StrContains(host, "@")) return false;
-  return std::any_of(allowed_hosts.begin(), allowed_hosts.end(),
-                     [&](const std::string& allowed) { return absl::EqualsIgnoreCase(allowed, host); });
-}
-
 }  // namespace
 
 absl::Status CheckLabels(const Labels& labels) {
@@ -163,6 +150,7 @@ absl::StatusOr<std::optional<LayerClaim>> ParseClaim(const Labels& labels) {
   claim.chain = std::string(chain);
   claim.diff_id = diff_id;
   claim.image_layers = ImageLayers(Value(labels, follow_cri ? kLabelCriImageLayers : kLabelStargzLayers));
+  claim.urls = ClaimedUrls(labels);
   return claim;
 }
 
@@ -185,14 +173,25 @@ std::string WhyNoClaim(const Labels& labels) {
                       "or pull with a client that does");
 }
 
-std::vector<std::string> ClaimedUrls(const Labels& labels, const std::vector<std::string>& allowed_hosts) {
+std::vector<std::string> ClaimedUrls(const Labels& labels) {
   std::vector<std::string> urls;
   for (absl::string_view url : absl::StrSplit(Value(labels, kLabelUrls), ',', absl::SkipEmpty())) {
     if (urls.size() == kMaxClaimedUrls) break;
-    if (!IsAllowedUrl(url, allowed_hosts)) continue;
     if (std::find(urls.begin(), urls.end(), url) == urls.end()) urls.emplace_back(url);
   }
   return urls;
+}
+
+bool IsAllowedUrl(absl::string_view url, const std::vector<std::string>& allowed_hosts) {
+  // A query may be a signature: a credential.
+  const bool plain = std::all_of(url.begin(), url.end(), [](char c) {
+    return c > ' ' && c < 0x7F && !absl::StrContains("\\#?", absl::string_view(&c, 1));
+  });
+  if (!plain || !absl::ConsumePrefix(&url, "https://")) return false;
+  const absl::string_view host = url.substr(0, url.find('/'));
+  if (host.empty() || absl::StrContains(host, "@")) return false;
+  return std::any_of(allowed_hosts.begin(), allowed_hosts.end(),
+                     [&](const std::string& allowed) { return absl::EqualsIgnoreCase(allowed, host); });
 }
 
 }  // namespace lazyblob::snapshotter

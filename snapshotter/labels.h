@@ -50,9 +50,11 @@ absl::StatusOr<std::optional<LayerClaim>> ParseClaim(const Labels& labels);
 // configure so that the client sends it. Empty for all others.
 std::string WhyNoClaim(const Labels& labels);
 
-// Of the URLs that `remote/urls` gives for the layer: those that are https, have neither userinfo nor
-// fragment, and whose host ("name" or "name:port", as written in the URL) is one of `allowed_hosts`; each
-// once, in order. What these labels say of other layers (`remote/urls.<n>`) is not used.
-std::vector<std::string> ClaimedUrls(const Labels& labels, const std::vector<std::string>& allowed_hosts);
+// The URLs that `remote/urls` gives for the layer, each once, in order. What these labels say of other layers
+// (`remote/urls.<n>`) is not used.
+std::vector<std::string> ClaimedUrls(const Labels& labels);
+// Whether a layer may be fetched from there: https, neither userinfo nor query nor fragment, and the host
+// ("name" or "name:port", as written in the URL) is one of `allowed_hosts`.
+bool IsAllowedUrl(absl::string_view url, const std::vector<std::string>& allowed_hosts);
 
 }  // namespace lazyblob::snapshotter

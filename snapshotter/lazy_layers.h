@@ -28,6 +28,7 @@ struct LayerClaim {
   std::string chain;                       // containerd.io/snapshot.ref; opaque, often a chain id
   base::Digest diff_id;                    // empty: not told
   std::vector<base::Digest> image_layers;  // this layer and those above it, perhaps not all; a hint
+  std::vector<std::string> urls;           // where else the blob is said to be; of any host and scheme
 };
 
 // A lazy layer as it is mounted; what is recorded with a snapshot so that a successor finds it again.

@@ -171,6 +171,7 @@ absl::Status Layer::Merge(const DescriptorHandler& handler) {
     if (!SameClaims(merged.descriptor, identities_.back()->descriptor) ||
         merged.diff_id != identities_.back()->diff_id) {
       not_lazy_reason_.clear();
+      toc_unusable_ = false;
       quarantine_.clear();
       quarantined_.store(false, std::memory_order_release);
       identities_.push_back(std::make_unique<const Identity>(std::move(merged)));
@@ -179,7 +180,10 @@ absl::Status Layer::Merge(const DescriptorHandler& handler) {
   } else {
     RETURN_IF_ERROR(CheckClaims(handler, merged, now->index->info()));
   }
-  if (handler.external_toc != nullptr) external_toc_ = handler.external_toc;
+  if (handler.external_toc != nullptr) {
+    external_toc_ = handler.external_toc;
+    toc_unusable_ = false;
+  }
   for (const std::shared_ptr<BlobSource>& source : handler.sources) {
     const std::string source_name = source->name();
     auto found = std::find_if(sources_.begin(), sources_.end(),
@@ -213,6 +217,16 @@ LayerRecord Layer::record() const {
 void Layer::SetNotLazyReason(absl::string_view reason) {
   absl::MutexLock lock(&mutex_);
   not_lazy_reason_ = std::string(reason);
+}
+
+void Layer::NoteTocUnusable() {
+  absl::MutexLock lock(&mutex_);
+  toc_unusable_ = true;
+}
+
+bool Layer::TakeTocUnusable() {
+  absl::MutexLock lock(&mutex_);
+  return std::exchange(toc_unusable_, false);
 }
 
 void Layer::Quarantine(absl::string_view why) {

@@ -93,6 +93,10 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   absl::Status Merge(const DescriptorHandler& handler) ABSL_LOCKS_EXCLUDED(mutex_);
   LayerRecord record() const ABSL_LOCKS_EXCLUDED(mutex_);
   void SetNotLazyReason(absl::string_view reason) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The table of contents was just found to be of no use. Taken by the next attempt to index the layer, so
+  // that it is not read a second time; forgotten when a handler brings something new.
+  void NoteTocUnusable() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool TakeTocUnusable() ABSL_LOCKS_EXCLUDED(mutex_);
   void Quarantine(absl::string_view why) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status QuarantineError() const ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -148,6 +152,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   ExternalTocSource external_toc_ ABSL_GUARDED_BY(mutex_);
   std::string preferred_source_ ABSL_GUARDED_BY(mutex_);
   std::string not_lazy_reason_ ABSL_GUARDED_BY(mutex_);
+  bool toc_unusable_ ABSL_GUARDED_BY(mutex_) = false;
   std::string quarantine_ ABSL_GUARDED_BY(mutex_);
   std::string last_error_ ABSL_GUARDED_BY(mutex_);
 };

@@ -53,6 +53,7 @@ absl::StatusOr<bool> LayerBuilder::IndexFromToc() {
   absl::StatusOr<layer::Format> format = layer::FormatOf(layer_.descriptor());
   if (absl::IsFailedPrecondition(format.status())) {
     layer_.SetNotLazyReason("toc-conflict");
+    layer_.NoteTocUnusable();
     options_.log(absl::StrCat("layer ", layer_.descriptor().digest.ToString(),
                               " is read as a plain one: ", base::Printable(format.status().message())));
     return false;
@@ -67,8 +68,11 @@ absl::StatusOr<bool> LayerBuilder::IndexFromToc() {
 }
 
 absl::Status LayerBuilder::BuildIndex(bool keep_data) {
-  ASSIGN_OR_RETURN(const bool indexed, IndexFromToc());
-  if (indexed) return absl::OkStatus();
+  if (!layer_.TakeTocUnusable()) {
+    ASSIGN_OR_RETURN(const bool indexed, IndexFromToc());
+    if (indexed) return absl::OkStatus();
+    layer_.TakeTocUnusable();
+  }
   RETURN_IF_ERROR(StreamPlain(keep_data));
   // One whose data came along was not lazy this time; the others are, with an index of our own.
   if (layer_.state() != LayerState::kComplete) layer_.SetNotLazyReason("");
@@ -131,6 +135,7 @@ absl::StatusOr<bool> LayerBuilder::TryTableOfContents(layer::Format format) {
                                        " is damaged or forged, its table of contents cannot be right"));
   }
   layer_.SetNotLazyReason("toc-missing");
+  layer_.NoteTocUnusable();
   options_.log(absl::StrCat(
       "layer ", blob.digest.ToString(),
       " is read as a plain one, its table of contents cannot be used: ", base::Printable(status.message())));

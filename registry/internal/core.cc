@@ -242,13 +242,18 @@ Attempt ClientCore::ReadFrom(const Endpoint& endpoint, const oci::Reference& rep
   request.endpoint = endpoint;
   request.repository = repository.repository;
   request.rest = absl::StrCat("/blobs/", blob.digest.ToString());
+  return ReadWith(std::move(request), repository.host, reader, policy, context);
+}
+
+Attempt ClientCore::ReadWith(ApiRequest request, const std::string& host, BlobReader* reader,
+                             const RetryPolicy& policy, const CallContext& context) {
   request.cache_target = true;
   auto attempt = [&]() -> Attempt {
     request.headers.clear();
     std::string range = reader->BeginAttempt();
     if (!range.empty()) request.headers.emplace_back("Range", range);
     Attempt result = requester_.Send(request, reader, context);
-    if (reader->range_was_ignored()) hosts_.SetIgnoresRanges(repository.host);
+    if (reader->range_was_ignored()) hosts_.SetIgnoresRanges(host);
     if (reader->sink_failed()) return {result.status, result.http, false};
     if (reader->complete()) return {absl::OkStatus(), result.http, false};
     if (absl::IsOutOfRange(result.status)) {
@@ -282,6 +287,39 @@ absl::Status ClientCore::ReadBlob(const oci::Reference& repository, const oci::D
                        }
                        return last;
                      });
+}
+
+absl::Status ClientCore::ReadUrl(absl::string_view url, const oci::Descriptor& blob, ByteRange range,
+                                 BodySink sink, const CallContext& context) {
+  ASSIGN_OR_RETURN(const Url parsed, Url::Parse(url));
+  std::string what =
+      absl::StrCat("GET ", blob.digest.ToString(), " from ", parsed.scheme, "://", parsed.HostForMessages(),
+                   base::Printable(parsed.path_and_query.substr(0, parsed.path_and_query.find('?'))));
+  if (parsed.scheme != "https") {
+    return absl::InvalidArgumentError(absl::StrCat(what, ": only https URLs are asked"));
+  }
+  if (!base::RangeWithin(range.offset, range.length, blob.size)) {
+    return absl::InvalidArgumentError(absl::StrCat(what, ": range ", range.offset, "+", range.length,
+                                                   " is not inside its ", blob.size, " bytes"));
+  }
+  if (range.length == 0) return absl::OkStatus();
+  ApiRequest request;
+  request.plain_url = parsed;
+  request.endpoint.base = parsed;
+  request.endpoint.host = parsed.Origin();
+  RetryPolicy policy = retry_policy();
+  policy.max_attempts = std::min(kMirrorAttempts, policy.max_attempts);
+  BlobReader reader(blob.size, range, sink);
+  absl::Status status = ReadWith(std::move(request), parsed.Origin(), &reader, policy, context).status;
+  if (absl::IsFailedPrecondition(status) && !reader.sink_failed()) {
+    status = absl::UnavailableError(status.message());  // TLS, as with registries
+  }
+  return base::Annotate(status, what);
+}
+
+Client::LinkEstimate ClientCore::EstimateLink(absl::string_view url) const {
+  const absl::StatusOr<Url> parsed = Url::Parse(url);
+  return parsed.ok() ? hosts_.Estimate(parsed->Origin()) : Client::LinkEstimate();
 }
 
 absl::StatusOr<std::string> ClientCore::GetSmallBlob(const oci::Reference& repository,

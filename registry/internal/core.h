@@ -23,6 +23,8 @@ class ClientCore {
   absl::StatusOr<oci::Descriptor> HeadManifest(const oci::Reference& reference, const CallContext& context);
   absl::Status ReadBlob(const oci::Reference& repository, const oci::Descriptor& blob, ByteRange range,
                         BodySink sink, const CallContext& context);
+  absl::Status ReadUrl(absl::string_view url, const oci::Descriptor& blob, ByteRange range, BodySink sink,
+                       const CallContext& context);
   absl::StatusOr<std::string> GetSmallBlob(const oci::Reference& repository, const oci::Descriptor& blob,
                                            uint64_t max_bytes, const CallContext& context);
   absl::StatusOr<uint64_t> HeadBlob(const oci::Reference& repository, const base::Digest& digest,
@@ -34,6 +36,7 @@ class ClientCore {
   Client::LinkEstimate EstimateLink(const oci::Reference& repository) const {
     return hosts_.Estimate(repository.host);
   }
+  Client::LinkEstimate EstimateLink(absl::string_view url) const;
 
   // For push.h.
   const ClientOptions& options() const { return options_; }
@@ -54,6 +57,9 @@ class ClientCore {
                         const CallContext& context, FetchedManifest* manifest);
   Attempt ReadFrom(const Endpoint& endpoint, const oci::Reference& repository, const oci::Descriptor& blob,
                    class BlobReader* reader, const RetryPolicy& policy, const CallContext& context);
+  // `host`: what it is remembered under that ranges are ignored.
+  Attempt ReadWith(ApiRequest request, const std::string& host, class BlobReader* reader,
+                   const RetryPolicy& policy, const CallContext& context);
   // nullopt: this registry has no Referrers API.
   absl::StatusOr<std::optional<std::vector<oci::Descriptor>>> AskReferrers(const oci::Reference& repository,
                                                                            const base::Digest& subject,

@@ -202,6 +202,43 @@ TEST_F(EstargzTest, ATableInAnotherImageThatIsNotThereMakesTheLayerPlain) {
   EXPECT_TRUE(absl::StrContains(Log().back(), "x:1-esgztoc"));
 }
 
+TEST_F(EstargzTest, ATableOfNoUseIsReadOnceBeforeTheLayerIsStreamed) {
+  Open();
+  made_ = MakeEstargz({support::TextBytes(5'000, 2)}, 64 << 10, true);
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  int asked = 0;
+  DescriptorHandler handler;
+  handler.descriptor = made_.layer.descriptor;
+  handler.external_toc = [&](const base::Digest&, const registry::CallContext&) {
+    ++asked;
+    return absl::StatusOr<std::string>(absl::NotFoundError("no such tag"));
+  };
+  ASSERT_TRUE(store_->AddHandler(handler).ok());
+  ASSERT_TRUE(absl::IsFailedPrecondition(store_->EnsureIndexedFromToc(*layer, {})));
+  ForgetRequests();
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(RequestCount(), 1);
+  EXPECT_EQ(asked, 1);
+  EXPECT_EQ(Log().size(), 1);
+  EXPECT_EQ(layer->not_lazy_reason(), "toc-missing");
+  EXPECT_EQ(layer->state(), LayerState::kComplete);
+}
+
+TEST_F(EstargzTest, ATableOfNoUseIsReadAgainForAHandlerThatMayKnowBetter) {
+  Open();
+  made_ = MakeEstargz({support::TextBytes(5'000, 2)}, 64 << 10, true);
+  std::shared_ptr<LazyLayer> layer = Add(made_.layer);
+  ASSERT_TRUE(absl::IsFailedPrecondition(store_->EnsureIndexedFromToc(*layer, {})));
+  DescriptorHandler handler;
+  handler.descriptor = made_.layer.descriptor;
+  handler.external_toc = [&](const base::Digest&, const registry::CallContext&) {
+    return absl::StatusOr<std::string>(made_.external_toc);
+  };
+  ASSERT_TRUE(store_->AddHandler(handler).ok());
+  ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
+  EXPECT_EQ(layer->state(), LayerState::kLazy);
+}
+
 TEST_F(EstargzTest, UnlazyMakesItComplete) {
   Open();
   std::shared_ptr<LazyLayer> layer = Add(made_.layer);

@@ -237,25 +237,39 @@ TEST(CheckLabelsTest, BoundsTheirNumber) {
   EXPECT_EQ(CheckLabels(labels).code(), absl::StatusCode::kInvalidArgument);
 }
 
-TEST(ClaimedUrlsTest, OnlyHttpsOfConfiguredHosts) {
-  std::vector<std::string> hosts = {"cdn.example", "other.example:8443"};
-  auto urls = [&](std::vector<std::string> list) {
-    return ClaimedUrls({{"containerd.io/snapshot/remote/urls", absl::StrJoin(list, ",")}}, hosts);
-  };
-  EXPECT_THAT(
-      urls({"https://cdn.example/a", "https://other.example:8443/b?x=1", "https://CDN.example/c"}),
-      ElementsAre("https://cdn.example/a", "https://other.example:8443/b?x=1", "https://CDN.example/c"));
-  EXPECT_THAT(urls({"https://cdn.example/a", "https://cdn.example/a"}), ElementsAre("https://cdn.example/a"));
+TEST(ClaimedUrlsTest, AreInTheClaimWhoeverMadeIt) {
+  Labels labels = Stargz();
+  EXPECT_THAT(Claim(labels).urls, IsEmpty());
+  labels[kLabelUrls] = "https://a/x,ftp://b/y";
+  EXPECT_THAT(Claim(labels).urls, ElementsAre("https://a/x", "ftp://b/y"));
+}
+
+TEST(ClaimedUrlsTest, AreThoseOfThisLayerEachOnce) {
+  const char* key = "containerd.io/snapshot/remote/urls";
+  EXPECT_THAT(ClaimedUrls({{key, "https://a/x,,http://b/y,https://a/x"}}),
+              ElementsAre("https://a/x", "http://b/y"));
+  EXPECT_THAT(ClaimedUrls({{key, ""}}), IsEmpty());
+  EXPECT_THAT(ClaimedUrls({{"containerd.io/snapshot/remote/urls.1", "https://cdn.example/a"}}), IsEmpty());
+  std::string many;
+  for (size_t i = 0; i < 2 * kMaxClaimedUrls; ++i) absl::StrAppend(&many, i == 0 ? "" : ",", "u", i);
+  EXPECT_EQ(ClaimedUrls({{key, many}}).size(), kMaxClaimedUrls);
+}
+
+TEST(IsAllowedUrlTest, OnlyHttpsOfConfiguredHosts) {
+  const std::vector<std::string> hosts = {"cdn.example", "other.example:8443"};
+  for (const char* good :
+       {"https://cdn.example/a", "https://other.example:8443/b@c", "https://CDN.example"}) {
+    EXPECT_TRUE(IsAllowedUrl(good, hosts)) << good;
+    EXPECT_FALSE(IsAllowedUrl(good, {})) << good;
+  }
   for (const char* bad :
        {"http://cdn.example/a", "https://evil.example/a", "https://user@cdn.example/a",
         "https://cdn.example@evil/", "https://cdn.example.evil/a", "https://cdn.example:444/a",
         "https://cdn.example\\@evil/", "https:///a", "https://cdn.example/a#b", "https://cdn.example/a b",
-        "https://cdn.example\t/", "file:///etc/passwd", "HTTPS://cdn.example/a"}) {
-    EXPECT_THAT(urls({bad}), IsEmpty()) << bad;
+        "https://cdn.example\t/", "file:///etc/passwd", "HTTPS://cdn.example/a", "https://other.example/a",
+        "https://cdn.example/a?signature=x", "https://cdn.example?x", ""}) {
+    EXPECT_FALSE(IsAllowedUrl(bad, hosts)) << bad;
   }
-  EXPECT_THAT(ClaimedUrls({{"containerd.io/snapshot/remote/urls", "https://cdn.example/a"}}, {}), IsEmpty());
-  EXPECT_THAT(ClaimedUrls({{"containerd.io/snapshot/remote/urls.1", "https://cdn.example/a"}}, hosts),
-              IsEmpty());
 }
 
 }  // namespace
