@@ -277,7 +277,7 @@ struct Breakout {
   std::map<std::string, std::string> expected = {};  // files in the directory afterwards
 };
 
-std::vector<Breakout> Breakouts() {
+std::vector<Breakout> SymlinkBreakouts() {
   const TarMember etc = Directory("etc");
   const TarMember passwd = File("etc/passwd", "inside");
   return {
@@ -332,6 +332,13 @@ std::vector<Breakout> Breakouts() {
        {Symlink("l", "/proc/self/root"), File("l/canary_new", "x")},
        false,
        {{"proc/self/root/canary_new", "x"}}},
+  };
+}
+
+std::vector<Breakout> HardlinkBreakouts() {
+  const TarMember etc = Directory("etc");
+  const TarMember passwd = File("etc/passwd", "inside");
+  return {
       {"DirectoryOverrideSymlink",
        {etc, passwd, Symlink("localetc", "/etc"), Directory("localetc"), File("localetc/f", "x")},
        false,
@@ -364,6 +371,13 @@ std::vector<Breakout> Breakouts() {
        false,
        {{"h", "new"}}},
       {"HardlinkToDirectory", {etc, HardLink("h", "etc")}, true},
+  };
+}
+
+std::vector<Breakout> PathBreakouts() {
+  const TarMember etc = Directory("etc");
+  const TarMember passwd = File("etc/passwd", "inside");
+  return {
       {"PathUpAndOut", {File("../canary/new", "x")}, true},
       {"PathUpAndOutDeep", {Directory("d"), File("d/../../canary/new", "x")}, true},
       {"PathAbsolute", {File("/canary/new", "x")}, false, {{"canary/new", "x"}}},
@@ -381,6 +395,13 @@ std::vector<Breakout> Breakouts() {
       {"WhiteoutRelativePath", {etc, passwd, File("etc/../.wh.etc", "")}, false, {{"etc/passwd", "inside"}}},
       {"FileReplacesRoot", {File("./", "x")}, true},
   };
+}
+
+std::vector<Breakout> Breakouts() {
+  std::vector<Breakout> all = SymlinkBreakouts();
+  for (const auto& more : {HardlinkBreakouts(), PathBreakouts()})
+    all.insert(all.end(), more.begin(), more.end());
+  return all;
 }
 
 TEST(Extract, BreakoutsStayInside) {
