@@ -190,6 +190,15 @@ absl::StatusOr<MemoryBudget::Hold> MemoryBudget::Acquire(uint64_t bytes, Priorit
   };
   mutex_.Await(absl::Condition(&done));
   if (cancel != nullptr && cancel->cancelled()) return absl::CancelledError("cancelled");
+  return Take(bytes, priority);
+}
+
+MemoryBudget::Hold MemoryBudget::TryAcquire(uint64_t bytes, Priority priority) {
+  const absl::MutexLock lock(&mutex_);
+  return Fits(bytes, priority) ? Take(bytes, priority) : Hold();
+}
+
+MemoryBudget::Hold MemoryBudget::Take(uint64_t bytes, Priority priority) {
   used_ += bytes;
   if (priority == Priority::kCache) used_by_cache_ += bytes;
   peak_ = std::max(peak_, used_);

@@ -103,12 +103,15 @@ class MemoryBudget {
     Hold(Hold&& other) noexcept { *this = std::move(other); }
     Hold& operator=(Hold&& other) noexcept;
     void Reset();
+    bool empty() const { return budget_ == nullptr; }
 
    private:
     MemoryBudget* budget_ = nullptr;
     uint64_t bytes_ = 0;
     Priority priority_ = Priority::kImage;
   };
+  // At once, or an empty one.
+  Hold TryAcquire(uint64_t bytes, Priority priority) ABSL_LOCKS_EXCLUDED(mutex_);
   // Waits. A request that is larger than what there is gets it when nobody else of its kind has any.
   absl::StatusOr<Hold> Acquire(uint64_t bytes, Priority priority, base::CancelToken* cancel)
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -116,6 +119,7 @@ class MemoryBudget {
 
  private:
   bool Fits(uint64_t bytes, Priority priority) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Hold Take(uint64_t bytes, Priority priority) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const uint64_t limit_;
   mutable absl::Mutex mutex_;

@@ -131,6 +131,12 @@ class SharedRead {
     }
     auto piece = std::make_shared<Piece>();
     piece->offset = offset;
+    piece->memory = memory_.TryAcquire(request_.piece_bytes, request_.priority);
+    if (!piece->memory.empty()) return piece;
+    {
+      const absl::MutexLock lock(&mutex_);
+      DropPassed(0);  // nothing is kept while more is waited for
+    }
     ASSIGN_OR_RETURN(piece->memory, memory_.Acquire(request_.piece_bytes, request_.priority, cancel_.get()));
     return piece;
   }
