@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "daemon/cli_doctor.h"
+#include "daemon/cli_export.h"
 #include "daemon/cli_pull.h"
 #include "daemon/control_client.h"
 #include "daemon/report.h"
@@ -281,6 +282,11 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   doctor->add_option("--containerd-config", arguments.containerd_config, "containerd's configuration")
       ->capture_default_str();
   doctor->callback([&] { run = [&] { return commands.Doctor(); }; });
+
+  ExportArguments exports;
+  AddExportCommands(&app, &exports, [&] {
+    run = [&] { return RunExportCommand(exports, arguments.root, DockerConfigPath(), arguments.json, io); };
+  });
 
   try {
     app.parse(argc, argv);

@@ -16,7 +16,9 @@
 #include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "contentstore/content_store.h"
 #include "proto/control.grpc.pb.h"
+#include "proto/exporter.grpc.pb.h"
 
 extern char** environ;
 
@@ -31,10 +33,29 @@ absl::Status FromGrpc(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
+// The typed "provider missing" error, made again from the details that came with it.
+absl::Status ExportResult(const grpc::Status& status) {
+  v1::ErrorDetails details;
+  if (status.ok() || !details.ParseFromString(status.error_details())) return FromGrpc(status);
+  for (const auto& detail : details.details()) {
+    v1::ProvidersMissing missing;
+    if (!detail.UnpackTo(&missing)) continue;
+    std::vector<contentstore::MissingProvider> providers;
+    for (const auto& blob : missing.blobs()) {
+      auto digest = base::Digest::Parse(blob.digest());
+      if (digest.ok()) providers.push_back({*digest, blob.size(), blob.wanted_by()});
+    }
+    if (!providers.empty()) return contentstore::ProviderMissingError(providers);
+  }
+  return FromGrpc(status);
+}
+
 class Client final : public ControlClient {
  public:
   Client(base::UniqueFd directory, std::shared_ptr<grpc::Channel> channel)
-      : directory_(std::move(directory)), stub_(api::Control::NewStub(std::move(channel))) {}
+      : directory_(std::move(directory)),
+        stub_(api::Control::NewStub(channel)),
+        exporter_(v1::Exporter::NewStub(channel)) {}
 
   absl::StatusOr<api::MountStatus> Mount(const api::MountRequest& request, OnProgress progress) override {
     grpc::ClientContext context;
@@ -51,6 +72,21 @@ class Client final : public ControlClient {
     if (cancel == nullptr) cancel = std::make_shared<base::CancelToken>();
     auto registration = cancel->OnCancel([&context] { context.TryCancel(); });
     return Drain(stub_->Prepare(&context, request), progress);
+  }
+  absl::Status Export(const v1::ExportRequest& request, std::shared_ptr<base::CancelToken> cancel,
+                      OnExportEvent on_event) override {
+    grpc::ClientContext context;
+    if (cancel == nullptr) cancel = std::make_shared<base::CancelToken>();
+    auto registration = cancel->OnCancel([&context] { context.TryCancel(); });
+    auto reader = exporter_->Export(&context, request);
+    v1::ExportEvent event;
+    bool done = false;
+    while (reader->Read(&event)) {
+      done = done || event.has_done();
+      on_event(event);
+    }
+    RETURN_IF_ERROR(ExportResult(reader->Finish()));
+    return done ? absl::OkStatus() : absl::InternalError("the daemon ended the export without a result");
   }
   absl::Status Unmount(const std::string& directory) override {
     grpc::ClientContext context;
@@ -89,6 +125,7 @@ class Client final : public ControlClient {
 
   base::UniqueFd directory_;  // the channel's address goes through it
   std::unique_ptr<api::Control::Stub> stub_;
+  std::unique_ptr<v1::Exporter::Stub> exporter_;
 };
 
 // Whether somebody listens there now.

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "base/cancel.h"
 #include "proto/control.pb.h"
+#include "proto/exporter.pb.h"
 
 namespace lazyblob::daemon {
 
@@ -34,6 +35,11 @@ class ControlClient {
   virtual absl::StatusOr<control::v1::MountStatus> Prepare(const control::v1::PrepareRequest& request,
                                                            std::shared_ptr<base::CancelToken> cancel,
                                                            OnProgress progress) = 0;
+  // Runs an export; its events come in order, the report as the last one. Cancelled when `cancel` is; the
+  // missing providers of the error are those of contentstore::GetMissingProviders.
+  using OnExportEvent = absl::FunctionRef<void(const v1::ExportEvent&)>;
+  virtual absl::Status Export(const v1::ExportRequest& request, std::shared_ptr<base::CancelToken> cancel,
+                              OnExportEvent on_event) = 0;
   virtual absl::Status Unmount(const std::string& directory) = 0;
   // With `probe` also how layers can be mounted on this machine.
   virtual absl::StatusOr<control::v1::StatusResponse> Status(const std::string& target,

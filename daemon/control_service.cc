@@ -236,7 +236,7 @@ class Service final : public api::Control::Service {
 
 class Server final : public ControlServer {
  public:
-  explicit Server(const ControlParts& parts) : service_(parts) {}
+  explicit Server(const ControlParts& parts) : service_(parts), exporter_(parts.exporter) {}
   ~Server() override {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
     unlinkat(directory_.get(), name_.c_str(), 0);
@@ -254,6 +254,7 @@ class Server final : public ControlServer {
     builder.SetResourceQuota(quota);
     builder.AddListeningPort("unix:" + path, grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
+    if (exporter_ != nullptr) builder.RegisterService(exporter_);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return absl::InternalError(absl::StrCat("listen on ", directory, "/", name));
     if (fchmodat(directory_.get(), name.c_str(), 0600, 0) != 0)
@@ -263,6 +264,7 @@ class Server final : public ControlServer {
 
  private:
   Service service_;
+  grpc::Service* const exporter_;
   base::UniqueFd directory_;
   std::string name_;
   std::unique_ptr<grpc::Server> server_;

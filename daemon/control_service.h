@@ -13,6 +13,10 @@
 #include "daemon/prepared_images.h"
 #include "snapshotter/snapshotter.h"
 
+namespace grpc {
+class Service;
+}
+
 namespace lazyblob::daemon {
 
 // What the API is over; all outlive the server.
@@ -23,6 +27,7 @@ struct ControlParts {
   contentstore::ContentStore* store = nullptr;
   snapshotter::Snapshotter* snapshotter = nullptr;  // null: a standalone daemon
   Activity* activity = nullptr;
+  grpc::Service* exporter = nullptr;  // served beside it; may be null
 };
 
 // Serves until destroyed. Thread-safe.

@@ -5,6 +5,7 @@
 #include <sys/prctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
@@ -14,12 +15,14 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "contentstore/content_store.h"
 #include "daemon/activity.h"
 #include "daemon/control_service.h"
+#include "daemon/exporter_service.h"
 #include "daemon/image_layers.h"
 #include "daemon/mount_manager.h"
 #include "daemon/page_sweeper.h"
@@ -28,6 +31,8 @@
 #include "daemon/recorded_sources.h"
 #include "daemon/registry_access.h"
 #include "daemon/snapshot_layers.h"
+#include "exporter/placer.h"
+#include "exporter/publish.h"
 #include "fuse/keeper_client.h"
 #include "fuse/server.h"
 #include "registry/client.h"
@@ -86,6 +91,8 @@ class Daemon {
     control.store = store_.get();
     control.snapshotter = snapshotter_.get();
     control.activity = &activity_;
+    RETURN_IF_ERROR(StartExporter());
+    control.exporter = exporter_->service();
     ASSIGN_OR_RETURN(control_, ControlServer::Start(root(), "control.sock", control));
     if (options_.standalone) return absl::OkStatus();
     // A predecessor may not be quite dead yet, and its socket still accept.
@@ -103,7 +110,10 @@ class Daemon {
   // `hand_over` everything stays mounted for the successor, and reads wait for it.
   void Stop(bool hand_over) {
     snapshot_server_.reset();
+    if (exporter_ != nullptr) exporter_->CancelAll();
     control_.reset();
+    exporter_.reset();
+    placer_.reset();
     sweeper_.reset();
     prepared_.reset();
     snapshotter_.reset();
@@ -175,6 +185,43 @@ class Daemon {
     return mounts_->Restore(mounted);
   }
 
+  // What containerd's snapshot has changed.
+  absl::StatusOr<std::string> UpperDirectory(const std::string& key) {
+    ASSIGN_OR_RETURN(std::vector<snapshotter::MountSpec> mounts, snapshotter_->Mounts(key));
+    for (const snapshotter::MountSpec& mount : mounts) {
+      for (const std::string& option : mount.options) {
+        if (absl::StartsWith(option, "upperdir=")) return option.substr(9);
+      }
+      const auto& options = mount.options;
+      const bool writable = std::find(options.begin(), options.end(), "rw") != options.end();
+      if (mount.type == "bind" && writable) return mount.source;  // nothing is below it
+    }
+    return absl::FailedPreconditionError(
+        absl::StrCat("snapshot ", base::Printable(key), ": a view has no changes; name an active snapshot"));
+  }
+
+  absl::Status StartExporter() {
+    exporter::PlacerOptions placer;
+    placer.client = client_.get();
+    placer.journal = root() + "/uploads";
+    placer.log = log_;
+    ASSIGN_OR_RETURN(placer_, exporter::Placer::Create(std::move(placer)));
+    ExporterParts parts;
+    parts.exporter.client = client_.get();
+    parts.exporter.store = store_.get();
+    parts.exporter.placer = placer_.get();
+    parts.exporter.put = exporter::MakePutDocument(client_.get());
+    parts.exporter.staging = root() + "/staging";
+    if (snapshotter_ != nullptr) {
+      parts.exporter.snapshot = [this](const std::string& key) { return UpperDirectory(key); };
+    }
+    parts.plain_http = &plain_http_;
+    parts.activity = &activity_;
+    parts.mounts = [this] { return mounts_->List().size(); };
+    exporter_ = ExporterService::Create(std::move(parts));
+    return absl::OkStatus();
+  }
+
   absl::Status StartSnapshots() {
     SnapshotLayers::Options snapshots;
     ASSIGN_OR_RETURN(snapshots.mode, fuse::ParseMode(options_.config.fuse.mode));
@@ -205,6 +252,8 @@ class Daemon {
   std::unique_ptr<SnapshotLayers> snapshots_;
   std::unique_ptr<snapshotter::Snapshotter> snapshotter_;
   std::unique_ptr<PageSweeper> sweeper_;
+  std::unique_ptr<exporter::Placer> placer_;
+  std::unique_ptr<ExporterService> exporter_;
   std::unique_ptr<ControlServer> control_;
   std::unique_ptr<snapshotter::SnapshotServer> snapshot_server_;
 };

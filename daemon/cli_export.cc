@@ -1,0 +1,246 @@
+#include "daemon/cli_export.h"
+
+#include <unistd.h>
+
+#include <climits>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <utility>
+#include <variant>
+
+#include <CLI/CLI.hpp>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/status.h"
+#include "daemon/control_client.h"
+#include "daemon/export_progress.h"
+#include "daemon/interrupt.h"
+#include "exporter/signals.h"
+#include "exporter/spec.h"
+#include "oci/reference.h"
+
+namespace lazyblob::daemon {
+namespace {
+
+using Command = ExportArguments::Command;
+
+void AddCommonOptions(CLI::App* command, ExportArguments* arguments) {
+  command->add_option("--platform", arguments->platform, "os/arch[/variant]");
+  command->add_flag("--plain-http", arguments->plain_http,
+                    "talk http, not https, to the registries named here");
+  command->add_option("--progress", arguments->progress, "auto, plain, json or none")
+      ->check(CLI::IsMember({"auto", "plain", "json", "none"}));
+  command->add_option("--image-ready-file", arguments->image_ready_file,
+                      "gets repo@digest when every destination is complete");
+  command->add_option("--report", arguments->report, "gets a report: JSON if it is called *.json, else TOML");
+  command->add_option("--hooks", arguments->hooks,
+                      "directory of executables: exporter-image-exported, exporter-cache-exported");
+}
+
+void AddExportOptions(CLI::App* command, ExportArguments* arguments) {
+  auto* spec = command->add_option("--spec", arguments->spec, "file with an ExportRequest in proto3 JSON");
+  std::vector<CLI::Option*> others = {
+      command->add_option("--base", arguments->base, "REF or scratch"),
+      command->add_option("--layer", arguments->layers, "dir:PATH[:TARGET], tar:PATH or snapshot:KEY")
+          ->allow_extra_args(false),
+      command->add_option("--image", arguments->destinations, "destination")->allow_extra_args(false),
+      command->add_option("--cache", arguments->caches, "destination of the cache")->allow_extra_args(false),
+      command
+          ->add_option("--cache-layer", arguments->cache_layers,
+                       "as --layer: a directory of a plain cache image")
+          ->allow_extra_args(false),
+      command->add_option("--compression", arguments->compression)
+          ->check(CLI::IsMember({"gzip", "zstd", "estargz", "zstdchunked", "none"})),
+      command->add_option("--compression-level", arguments->level),
+      command->add_option("--config", arguments->config_file, "JSON to merge over the base's image config"),
+      command->add_option("--parallel", arguments->parallel, "image and cache at the same time; default: on")
+          ->check(CLI::IsMember({"on", "off"})),
+      command->add_option("--on-failure", arguments->on_failure)
+          ->check(CLI::IsMember({"independent", "cache-required", "fail-fast"}))};
+  for (CLI::Option* other : others) spec->excludes(other);
+  command->add_option("--cache-ready-file", arguments->cache_ready_file,
+                      "gets repo@digest when the cache is complete");
+}
+
+absl::StatusOr<v1::ExportRequest> ExportOfArguments(const ExportArguments& arguments) {
+  v1::ExportRequest request;
+  if (!arguments.spec.empty()) {
+    ASSIGN_OR_RETURN(std::string json, base::ReadFile(arguments.spec, 16 << 20));
+    return exporter::ParseSpec(json);
+  }
+  v1::Image* image = request.add_images();
+  image->set_base(arguments.base);
+  image->set_platform(arguments.platform);
+  image->set_config_file(arguments.config_file);
+  for (const std::string& layer : arguments.layers) image->add_layers()->set_source(layer);
+  for (const std::string& destination : arguments.destinations) request.add_destinations(destination);
+  if (!arguments.caches.empty() || !arguments.cache_layers.empty()) {
+    request.mutable_cache()->set_format(v1::PLAIN);
+    for (const std::string& cache : arguments.caches) request.mutable_cache()->add_destinations(cache);
+    for (const std::string& layer : arguments.cache_layers) {
+      request.mutable_cache()->add_layers()->set_source(layer);
+    }
+  }
+  static const std::map<std::string, v1::Compression> kCompressions = {{"gzip", v1::GZIP},
+                                                                       {"zstd", v1::ZSTD},
+                                                                       {"estargz", v1::ESTARGZ},
+                                                                       {"zstdchunked", v1::ZSTDCHUNKED},
+                                                                       {"none", v1::NONE}};
+  static const std::map<std::string, v1::OnFailure> kPolicies = {{"", v1::ON_FAILURE_UNSPECIFIED},
+                                                                 {"independent", v1::INDEPENDENT},
+                                                                 {"cache-required", v1::CACHE_REQUIRED},
+                                                                 {"fail-fast", v1::FAIL_FAST}};
+  request.set_compression(kCompressions.at(arguments.compression));
+  request.set_compression_level(arguments.level);
+  if (!arguments.parallel.empty()) request.set_parallel(arguments.parallel == "on" ? v1::ON : v1::OFF);
+  request.set_on_failure(kPolicies.at(arguments.on_failure));
+  if (const char* epoch = std::getenv("SOURCE_DATE_EPOCH"); epoch != nullptr && *epoch != '\0') {
+    int64_t seconds = 0;
+    if (!absl::SimpleAtoi(epoch, &seconds) || seconds < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("SOURCE_DATE_EPOCH=", base::Printable(epoch), ": not a number of seconds"));
+    }
+    request.set_source_date_epoch(seconds);
+  }
+  return request;
+}
+
+// The hosts that are named: plain http goes for them, for nobody else.
+absl::Status AddPlainHttpHosts(v1::ExportRequest* request) {
+  auto add = [request](const std::string& text) -> absl::Status {
+    ASSIGN_OR_RETURN(exporter::Destination destination, exporter::ParseDestination(text));
+    if (const auto* reference = std::get_if<oci::Reference>(&destination)) {
+      request->mutable_access()->add_plain_http_hosts(reference->host);
+    }
+    return absl::OkStatus();
+  };
+  for (const v1::Image& image : request->images()) {
+    if (image.base() != "scratch") RETURN_IF_ERROR(add(image.base()));
+  }
+  for (const std::string& destination : request->destinations()) RETURN_IF_ERROR(add(destination));
+  for (const std::string& cache : request->cache().destinations()) RETURN_IF_ERROR(add(cache));
+  return absl::OkStatus();
+}
+
+v1::ExportRequest PlacementOfArguments(const ExportArguments& arguments) {
+  v1::ExportRequest request;
+  v1::Image* image = request.add_images();
+  image->set_base(arguments.source);
+  image->set_platform(arguments.platform);
+  bool unpacked = false;
+  for (const std::string& destination : arguments.destinations) {
+    request.add_destinations(destination);
+    unpacked = unpacked || absl::StartsWith(destination, "dir:");
+  }
+  if (arguments.command == Command::kCopy) {
+    image->set_all_platforms(arguments.platform.empty() && !unpacked);
+  } else {
+    request.set_unlazy(arguments.destinations.empty());
+  }
+  request.set_keep(arguments.keep);
+  return request;
+}
+
+absl::StatusOr<std::string> WorkingDirectory() {
+  char buffer[PATH_MAX];
+  if (getcwd(buffer, sizeof buffer) == nullptr) return base::ErrnoStatus(errno, "getcwd");
+  return std::string(buffer);
+}
+
+}  // namespace
+
+void AddExportCommands(CLI::App* app, ExportArguments* arguments, std::function<void()> chosen) {
+  const char* what = "host[:port]/name[:tag|@digest] or oci:DIR[:tag]";
+  CLI::App* copy = app->add_subcommand("copy", "copy an image, moving as few bytes as possible");
+  copy->add_option("SRC", arguments->source, what)->required();
+  copy->add_option("DST", arguments->destinations,
+                   "host[:port]/name[:tag], oci:DIR[:tag], oci-archive:FILE[:tag] or dir:PATH")
+      ->required();
+  AddCommonOptions(copy, arguments);
+  copy->add_flag("--keep", arguments->keep, "layers become known to the daemon");
+  copy->callback([arguments, chosen] {
+    arguments->command = Command::kCopy;
+    chosen();
+  });
+
+  CLI::App* unlazy = app->add_subcommand("unlazy", "make all bytes of an image local");
+  unlazy->add_option("REF", arguments->source, what)->required();
+  unlazy->add_option("DST", arguments->destinations,
+                     "dir:PATH, oci-archive:FILE[:tag] or oci:DIR[:tag]; default: the daemon's own store");
+  AddCommonOptions(unlazy, arguments);
+  unlazy->callback([arguments, chosen] {
+    arguments->command = Command::kUnlazy;
+    chosen();
+  });
+
+  CLI::App* exported = app->add_subcommand("export", "make an image of a base and new layers, and push it");
+  AddExportOptions(exported, arguments);
+  AddCommonOptions(exported, arguments);
+  exported->callback([arguments, chosen] {
+    arguments->command = Command::kExport;
+    chosen();
+  });
+}
+
+absl::StatusOr<v1::ExportRequest> MakeExportRequest(const ExportArguments& arguments,
+                                                    const std::string& directory,
+                                                    const std::string& docker_config) {
+  ASSIGN_OR_RETURN(v1::ExportRequest request, arguments.command == Command::kExport
+                                                  ? ExportOfArguments(arguments)
+                                                  : PlacementOfArguments(arguments));
+  if (request.access().docker_config().empty()) request.mutable_access()->set_docker_config(docker_config);
+  if (arguments.plain_http) RETURN_IF_ERROR(AddPlainHttpHosts(&request));
+  RETURN_IF_ERROR(exporter::MakePathsAbsolute(directory, &request));
+  RETURN_IF_ERROR(exporter::CheckRequest(request).status());
+  return request;
+}
+
+absl::Status RunExportCommand(const ExportArguments& arguments, const std::string& root,
+                              const std::string& docker_config, bool json, CliIo io) {
+  if (geteuid() != 0) return absl::PermissionDeniedError("must run as root: the daemon serves root only");
+  ASSIGN_OR_RETURN(std::string directory, WorkingDirectory());
+  ASSIGN_OR_RETURN(v1::ExportRequest request, MakeExportRequest(arguments, directory, docker_config));
+  exporter::SignalOptions options;
+  options.image_ready_file = arguments.image_ready_file;
+  options.cache_ready_file = arguments.cache_ready_file;
+  options.report = arguments.report;
+  options.hooks = arguments.hooks;
+  exporter::Signals signals(options);
+  RETURN_IF_ERROR(signals.Start());
+
+  auto cancel = std::make_shared<base::CancelToken>();
+  InterruptCancels interrupt(cancel);
+  ExportProgress progress(ProgressPrinter::ParseStyle(arguments.progress, io.terminal), io.err);
+  v1::Report report;
+  auto on_event = [&](const v1::ExportEvent& event) {
+    if (event.has_progress()) progress.Update(event.progress());
+    if (event.event_case() == v1::ExportEvent::kWarning) {
+      progress.Say(absl::StrCat("lazyblob: warning: ", event.warning()));
+    }
+    if (event.has_done()) report = event.done();
+    signals.OnEvent(event);
+  };
+  // A daemon that was just ending is replaced once.
+  absl::Status status = absl::AbortedError("no daemon");
+  for (int attempt = 0; attempt < 2 && absl::IsAborted(status); ++attempt) {
+    ASSIGN_OR_RETURN(auto client, ControlClient::ConnectOrStart(root));
+    status = client->Export(request, cancel, on_event);
+  }
+  progress.Finish();
+  const absl::Status signalled = signals.Finish();
+  if (cancel->cancelled()) return absl::CancelledError("interrupted");
+  RETURN_IF_ERROR(status);
+  if (json) {
+    io.out << exporter::ReportJson(report, true);
+  } else {
+    for (const v1::Ready& ready : report.images()) io.out << ready.reference() << "\n";
+    for (const v1::Ready& ready : report.caches()) io.out << ready.reference() << "\n";
+  }
+  return signalled;
+}
+
+}  // namespace lazyblob::daemon
