@@ -2,6 +2,7 @@
 #   make build   build/lazyblobd, build/lazyblob, build/lazyblob-keeper
 #   make test    everything that can fail, in one CTest run
 #   make e2e     only the part of it with Debian 13's containerd and dockerd; the table of docs/E2E.md
+#   make e2e-forky  the same with Debian testing's containerd 2.x, which moves: not part of make test
 #   make demo    a real image from a real registry, in every format
 #   make bench   the figures of docs/PERFORMANCE.md
 
@@ -9,7 +10,7 @@ SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 PROGRAMS := lazyblobd lazyblob lazyblob-keeper
 
-.PHONY: build test e2e demo bench format clean
+.PHONY: build test e2e e2e-forky demo bench format clean
 .DEFAULT_GOAL := build
 
 build:
@@ -26,6 +27,11 @@ test:
 e2e: build
 	deploy/install-deps.sh e2e
 	tests/e2e/e2e_trixie.sh --update
+
+e2e-forky: build
+	deploy/install-deps.sh e2e
+	cmake --build --preset default -j $(JOBS) --target cri_client
+	tests/e2e/e2e_forky.sh --update
 
 demo: build
 	deploy/install-deps.sh demo
