@@ -60,17 +60,18 @@ class SharedRead {
     const absl::MutexLock lock(&mutex_);
     const auto self = followers_.find(id);
     if (self == followers_.end()) return std::optional<std::shared_ptr<const Piece>>();
-    self->second.waiting = true;
+    Follower& follower = self->second;  // stays while it waits
+    follower.waiting = true;
     auto ready = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return ReadyLocked(self->second.position) || (cancel != nullptr && cancel->cancelled());
+      return ReadyLocked(follower.position) || (cancel != nullptr && cancel->cancelled());
     };
     mutex_.Await(absl::Condition(&ready));
-    self->second.waiting = false;
+    follower.waiting = false;
     if (cancel != nullptr && cancel->cancelled()) return absl::CancelledError("cancelled");
     for (const auto& piece : window_) {
-      if (piece->offset != self->second.position) continue;
+      if (piece->offset != follower.position) continue;
       std::shared_ptr<const Piece> found = piece;
-      self->second.position = piece->end();
+      follower.position = piece->end();
       return std::optional<std::shared_ptr<const Piece>>(std::move(found));
     }
     if (!status_.ok()) return status_;
@@ -103,31 +104,45 @@ class SharedRead {
       window_.pop_front();
     }
   }
-  bool HasRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+  // Pieces that somebody has not had yet.
+  size_t Wanted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return std::count_if(
+        window_.begin(), window_.end(), [&](const auto& piece) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+          return std::any_of(followers_.begin(), followers_.end(),
+                             [&](const auto& one) { return one.second.position < piece->end(); });
+        });
+  }
+  // Somebody has nothing to send because this one is a whole window behind.
+  bool HoldsUp(const Follower& slow) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (slow.waiting || slow.position >= window_.front()->end()) return false;
+    const uint64_t end = window_.back()->end();
+    return std::any_of(followers_.begin(), followers_.end(),
+                       [&](const auto& one) { return one.second.waiting && one.second.position >= end; });
+  }
+  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (followers_.empty() || cancel_->cancelled()) return true;  // to find out that it is over
-    if (followers_.size() == 1) {
-      if (!window_.empty() && followers_.begin()->second.position < window_.back()->end()) return false;
-      DropPassed(1);
-      return true;
+    const size_t wanted = Wanted();
+    if (wanted < (followers_.size() == 1 ? 1 : kSharedWindow)) return true;
+    for (const auto& [id, follower] : followers_) {
+      if (followers_.size() > 1 && HoldsUp(follower)) return true;
+    }
+    return false;
+  }
+  void MakeRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    DropPassed(followers_.size() == 1 ? 1 : 0);
+    if (window_.size() < kSharedWindow) return;
+    // They go on alone.
+    for (auto at = followers_.begin(); at != followers_.end();) {
+      at = HoldsUp(at->second) ? followers_.erase(at) : std::next(at);
     }
     DropPassed(0);
-    if (window_.size() < kSharedWindow) return true;
-    // Somebody has nothing to send because somebody else is a window behind: that one goes on alone.
-    const uint64_t end = window_.back()->end();
-    const bool starving = std::any_of(followers_.begin(), followers_.end(), [&](const auto& one) {
-      return one.second.waiting && one.second.position >= end;
-    });
-    if (!starving) return false;
-    const uint64_t first_end = window_.front()->end();
-    std::erase_if(followers_, [&](const auto& one) { return one.second.position < first_end; });
-    DropPassed(0);
-    return true;
   }
   // Waits for room and memory for one more piece.
   absl::StatusOr<std::shared_ptr<Piece>> NewPiece(uint64_t offset) ABSL_LOCKS_EXCLUDED(mutex_) {
     {
       const absl::MutexLock lock(&mutex_);
       mutex_.Await(absl::Condition(this, &SharedRead::HasRoom));
+      MakeRoom();
     }
     auto piece = std::make_shared<Piece>();
     piece->offset = offset;
