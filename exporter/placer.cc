@@ -15,11 +15,15 @@ std::string RepositoryKey(const oci::Reference& repository, absl::string_view bl
   return absl::StrCat(repository.host, "\n", repository.repository, "\n", blob, again ? "\nagain" : "");
 }
 
-std::string KeyOf(const PlaceRequest& request, bool again) {
-  const std::optional<oci::Descriptor> blob = request.blob->descriptor();
-  if (blob.has_value()) return RepositoryKey(request.repository, blob->digest.ToString(), again);
+std::string MadeKeyOf(const PlaceRequest& request, bool again) {
   return RepositoryKey(request.repository,
                        absl::StrCat("made:", reinterpret_cast<uintptr_t>(request.blob.get())), again);
+}
+
+std::string KeyOf(const PlaceRequest& request, bool again) {
+  const std::optional<oci::Descriptor> blob = request.blob->descriptor();
+  if (!blob.has_value()) return MadeKeyOf(request, again);
+  return RepositoryKey(request.repository, blob->digest.ToString(), again);
 }
 
 void SleepUnlessCancelled(absl::Duration duration, base::CancelToken* cancel) {
@@ -54,7 +58,7 @@ PlacerImpl::PlacerImpl(PlacerOptions options, PlacerSeams seams, std::unique_ptr
              &gate_,
              &claims_,
              &book_,
-             [this](PlaceJob* job, const base::Digest& digest) { return BecomeKnown(job, digest); }} {}
+             [this](PlaceJob* job, const base::Digest& digest) { BecomeKnown(job, digest); }} {}
 
 PlacerImpl::~PlacerImpl() {
   std::list<JobPtr> threads;
@@ -90,9 +94,11 @@ absl::StatusOr<PlacementState> PlacerImpl::Run(const PlaceRequest& request, bool
 }
 
 PlacerImpl::JobPtr PlacerImpl::Join(const PlaceRequest& request, bool again) {
-  const std::string key = KeyOf(request, again);
   const absl::MutexLock lock(&mutex_);
-  const auto found = running_.find(key);
+  // A placement that began while the blob was being made may not have noticed yet that it is.
+  const std::string key = KeyOf(request, again);
+  auto found = running_.find(key);
+  if (found == running_.end()) found = running_.find(MadeKeyOf(request, again));
   if (found != running_.end()) {
     ++found->second->waiters;
     return found->second;
@@ -143,34 +149,16 @@ void PlacerImpl::Finish(PlaceJob* job, absl::StatusOr<PlacementState> result) {
   job->done = true;
 }
 
-std::optional<absl::StatusOr<PlacementState>> PlacerImpl::BecomeKnown(PlaceJob* job,
-                                                                      const base::Digest& digest) {
+void PlacerImpl::BecomeKnown(PlaceJob* job, const base::Digest& digest) {
   const size_t cut = job->key.rfind("\nmade:");
-  if (cut == std::string::npos) return std::nullopt;
+  if (cut == std::string::npos) return;
   const std::string key = absl::StrCat(job->key.substr(0, cut), "\n", digest.ToString());
-  const base::CancelToken::Registration wake =
-      job->cancel()->OnCancel([this] { const absl::MutexLock lock(&mutex_); });
   const absl::MutexLock lock(&mutex_);
-  const auto found = running_.find(key);
-  if (found == running_.end()) {
-    if (job->abandoned) return std::nullopt;
-    for (const auto& [own, running] : running_) {
-      if (running.get() != job) continue;
-      job->other_key = key;
-      running_.emplace(key, JobPtr(running));
-      break;
-    }
-    return std::nullopt;
-  }
-  // It must not be abandoned while this one depends on it.
-  const JobPtr equal = found->second;
-  ++equal->waiters;
-  auto over = [&] { return equal->done || job->cancel()->cancelled(); };
-  mutex_.Await(absl::Condition(&over));
-  --equal->waiters;
-  if (equal->done && equal->result.ok()) return equal->result;
-  if (job->cancel()->cancelled()) return absl::StatusOr<PlacementState>(absl::CancelledError("cancelled"));
-  return std::nullopt;
+  const auto own = running_.find(job->key);
+  if (own == running_.end() || own->second.get() != job) return;
+  // Where an equal one runs already, the claim on the digest settles who sends.
+  const JobPtr self = own->second;
+  if (running_.emplace(key, self).second) job->other_key = key;
 }
 
 void PlacerImpl::Reap() {

@@ -114,7 +114,7 @@ absl::StatusOr<PlacementState> PlaceJob::Run() {
 
 absl::StatusOr<PlacementState> PlaceJob::Place() {
   std::optional<registry::UploadSession> session;
-  if (!blob_->descriptor().has_value()) RETURN_IF_ERROR(ClaimGrowing());
+  RETURN_IF_ERROR(AwaitOrClaimMade());
   if (const std::optional<oci::Descriptor> descriptor = blob_->descriptor(); descriptor.has_value()) {
     absl::StatusOr<std::optional<PlacementState>> placed = WithoutBytes(*descriptor, &session);
     if (!placed.ok() || placed->has_value()) {
@@ -126,15 +126,23 @@ absl::StatusOr<PlacementState> PlaceJob::Place() {
   return Upload(std::move(session));
 }
 
-// Of several placements of a blob that is being made, one on each host follows it.
-absl::Status PlaceJob::ClaimGrowing() {
+// Of several placements of a blob that is being made, one on each host follows it. Who finds it made waits
+// for that one, too: it may be about to commit.
+absl::Status PlaceJob::AwaitOrClaimMade() {
   const Claims::Key key(repository_.host, absl::StrCat("made:", reinterpret_cast<uintptr_t>(blob_.get())));
-  while (!blob_->descriptor().has_value() && parts_.book->Mounts(repository_.host)) {
+  while (parts_.book->Mounts(repository_.host)) {
+    const bool made = blob_->descriptor().has_value();
     const Claims::Answer answer = parts_.claims->Acquire(key, &party_, true, cancel_.get());
     if (answer == Claims::Answer::kCancelled) return Cancelled();
-    if (answer != Claims::Answer::kMine) continue;
-    claimed_.push_back(key);
-    break;
+    if (answer == Claims::Answer::kMine) {
+      if (made) {
+        parts_.claims->Release(key, &party_);
+      } else {
+        claimed_.push_back(key);
+      }
+      break;
+    }
+    if (blob_->descriptor().has_value()) break;
   }
   return absl::OkStatus();
 }
@@ -160,7 +168,11 @@ absl::StatusOr<std::optional<PlacementState>> PlaceJob::WithoutBytes(
     const bool wait = again_ || parts_.book->Mounts(repository_.host);
     const Claims::Answer answer = parts_.claims->Acquire(key, &party_, wait, cancel_.get());
     if (answer == Claims::Answer::kCancelled) return Cancelled();
-    if (answer == Claims::Answer::kReleased) continue;
+    if (answer == Claims::Answer::kReleased) {
+      const bool there = !again_ && parts_.book->IsThere(blob.digest, repository_);
+      if (there) return std::optional(PlacementState::kExists);
+      continue;
+    }
     if (answer == Claims::Answer::kMine) claimed_.push_back(key);
     // Whoever had the claim before may have finished in between.
     ASSIGN_OR_RETURN(const bool mounted_now, TryMounts(blob, session));
@@ -237,11 +249,7 @@ absl::StatusOr<PlacementState> PlaceJob::Upload(std::optional<registry::UploadSe
   };
   task.on_known = [&](const oci::Descriptor& blob) -> absl::StatusOr<bool> {
     if (again_) return false;
-    if (auto equal = parts_.become_known(this, blob.digest); equal.has_value()) {
-      if (!equal->ok()) return equal->status();
-      otherwise = PlacementState::kExists;
-      return true;
-    }
+    parts_.become_known(this, blob.digest);
     std::optional<registry::UploadSession> opened;
     absl::StatusOr<std::optional<PlacementState>> placed = WithoutBytes(blob, &opened);
     if (opened.has_value()) parts_.destination->Cancel(repository_, *opened, Context());

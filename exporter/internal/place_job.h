@@ -51,10 +51,8 @@ struct PlacerParts {
   HostGate* gate;
   Claims* claims;
   MountBook* book;
-  // A blob whose digest has just become known: the result of an equal placement that runs already, which is
-  // waited for; unset if there is none, and equal ones will join this one.
-  std::function<std::optional<absl::StatusOr<PlacementState>>(class PlaceJob* job, const base::Digest&)>
-      become_known;
+  // The digest of a job's blob has just become known: equal placements join it from now on.
+  std::function<void(class PlaceJob* job, const base::Digest&)> become_known;
 };
 
 class PlaceJob {
@@ -91,7 +89,7 @@ class PlaceJob {
                                     std::optional<registry::UploadSession>* session);
   absl::StatusOr<PlacementState> Place();
   absl::StatusOr<PlacementState> Upload(std::optional<registry::UploadSession> session);
-  absl::Status ClaimGrowing();
+  absl::Status AwaitOrClaimMade();
   // The session a mount left behind is used, or cancelled if there is one already.
   void Keep(std::optional<registry::UploadSession> opened, std::optional<registry::UploadSession>* session);
   void Report(PlacementState state) ABSL_LOCKS_EXCLUDED(watch_mutex_);

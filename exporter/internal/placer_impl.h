@@ -39,8 +39,7 @@ class PlacerImpl final : public Placer {
   JobPtr Join(const PlaceRequest& request, bool again) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<PlacementState> Await(const PlaceRequest& request, const JobPtr& job)
       ABSL_LOCKS_EXCLUDED(mutex_);
-  std::optional<absl::StatusOr<PlacementState>> BecomeKnown(PlaceJob* job, const base::Digest& digest)
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  void BecomeKnown(PlaceJob* job, const base::Digest& digest) ABSL_LOCKS_EXCLUDED(mutex_);
   void Finish(PlaceJob* job, absl::StatusOr<PlacementState> result) ABSL_LOCKS_EXCLUDED(mutex_);
   void Unlist(PlaceJob* job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Reap() ABSL_LOCKS_EXCLUDED(mutex_);

@@ -223,7 +223,10 @@ absl::StatusOr<UploadRun::Next> UploadRun::Recover(const absl::Status& status) {
   if (committing_) {
     // Somebody else was first, or the answer got lost.
     const bool doubtful = http == 400 || http == 409 || http == 404 || absl::IsUnavailable(status);
-    if (doubtful && IsThere()) return Next::kDone;
+    if (doubtful && IsThere()) {
+      DropSession(true);
+      return Next::kDone;
+    }
   }
   RETURN_IF_ERROR(chunks_ ? RecoverChunks(status, http) : RecoverWhole(status, http));
   return Next::kAgain;

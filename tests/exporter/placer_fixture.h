@@ -6,6 +6,7 @@
 
 #include <future>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,6 +54,18 @@ class PlacerFixture : public testing::Test {
     placer();
     return std::async(std::launch::async,
                       [this, request = std::move(request)] { return placer().Place(request); });
+  }
+  // As Async; returns when the request has joined its placement.
+  std::future<absl::StatusOr<PlacementState>> AsyncJoined(PlaceRequest request) {
+    auto joined = std::make_shared<std::promise<void>>();  // of the callback, which outlives this call
+    auto once = std::make_shared<std::once_flag>();
+    std::future<void> has_joined = joined->get_future();
+    request.progress = [joined, once](const PlacementProgress&) {
+      std::call_once(*once, [&] { joined->set_value(); });
+    };
+    auto result = Async(std::move(request));
+    has_joined.wait();
+    return result;
   }
   static std::shared_ptr<TestBlob> NewBlob(size_t size, uint64_t seed = 1) {
     return std::make_shared<TestBlob>(support::RandomBytes(size, seed));

@@ -149,7 +149,7 @@ TEST_F(PlacerTest, B7_EqualPlacementsShareOneUploadAndLeaveOneByOne) {
   std::vector<std::future<absl::StatusOr<PlacementState>>> results;
   for (int i = 0; i < 8; ++i) {
     requests.push_back(Request(blob, app, Priority::kCache));
-    results.push_back(Async(requests.back()));
+    results.push_back(AsyncJoined(requests.back()));
   }
   ASSERT_TRUE(gate.AwaitWaiting(1));
   for (int i = 0; i < 7; ++i) {  // the one that began it among them
@@ -272,7 +272,7 @@ TEST_F(PlacerTest, B11_CredentialsAreThoseOfWhoeverWaitsNow) {
   for (const char* name : {"creator", "revoked", "good"}) {
     requests.push_back(Request(blob, app));
     requests.back().credentials = std::make_shared<NamedCredentials>(name);
-    results.push_back(Async(requests.back()));
+    results.push_back(AsyncJoined(requests.back()));
     ASSERT_TRUE(gate.AwaitWaiting(1));
   }
   requests[0].cancel->Cancel();
