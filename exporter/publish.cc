@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -169,8 +170,10 @@ class Publication {
       for (const Repository& repository : repositories_) placements.push_back({&blob, &repository});
     }
     // The largest first: what is long ends the whole.
-    std::stable_sort(placements.begin(), placements.end(), [](const Placement& a, const Placement& b) {
-      return a.blob->descriptor.size > b.blob->descriptor.size;
+    // (Blobs lie in one vector: their addresses are their order.)
+    std::sort(placements.begin(), placements.end(), [](const Placement& a, const Placement& b) {
+      return std::make_tuple(b.blob->descriptor.size, a.blob, a.repository) <
+             std::make_tuple(a.blob->descriptor.size, b.blob, b.repository);
     });
     absl::Mutex mutex;
     std::vector<contentstore::MissingProvider> missing;

@@ -77,23 +77,27 @@ class Backend final : public grpc::CallbackGenericService {
       }
       answer_ = backend_.script_(call);
       context_.AddTrailingMetadata("x-trailer", "seen");
-      if (!answer_.wait_for_cancel) Next();
+      if (answer_.wait_for_cancel) return EndIfCancelled();
+      Next();
     }
     void OnWriteDone(bool) override { Next(); }
-    void OnCancel() override {
-      if (!answer_.wait_for_cancel) return;
-      backend_.cancelled.Notify();
-      Finish(grpc::Status::CANCELLED);
-    }
+    void OnCancel() override { EndIfCancelled(); }
     void OnDone() override { delete this; }
 
    private:
+    // Of the two that must have come, the script's word and the cancellation, the later one ends the call.
+    void EndIfCancelled() {
+      if (events_.fetch_add(1) == 0) return;
+      backend_.cancelled.Notify();
+      Finish(grpc::Status::CANCELLED);
+    }
     void Next() {
       if (next_ == answer_.messages.size()) return Finish(answer_.status);
       message_ = Buffer(answer_.messages[next_++]);
       StartWrite(&message_);
     }
     Backend& backend_;
+    std::atomic<int> events_{0};
     grpc::GenericCallbackServerContext& context_;
     grpc::ByteBuffer request_;
     grpc::ByteBuffer message_;
