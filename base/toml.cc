@@ -42,9 +42,12 @@ namespace {
 
 using Kind = TomlValue::Kind;
 
-TomlValue Convert(const toml::node& node, uint32_t line);
+// Dotted keys nest without a bound of toml++'s.
+constexpr int kMaxDepth = 64;
 
-std::vector<TomlValue> Members(const toml::table& table) {
+TomlValue Convert(const toml::node& node, uint32_t line, int depth);
+
+std::vector<TomlValue> Members(const toml::table& table, int depth) {
   // toml++ sorts by name; here the order of the file has a meaning.
   std::vector<std::pair<const toml::key*, const toml::node*>> entries;
   for (const auto& [key, value] : table) entries.emplace_back(&key, &value);
@@ -56,20 +59,23 @@ std::vector<TomlValue> Members(const toml::table& table) {
             [&](const auto& a, const auto& b) { return place(a) < place(b); });
   std::vector<TomlValue> members;
   for (const auto& [key, value] : entries) {
-    members.push_back(Convert(*value, key->source().begin.line));
+    members.push_back(Convert(*value, key->source().begin.line, depth + 1));
     members.back().key = std::string(key->str());
   }
   return members;
 }
 
-TomlValue Convert(const toml::node& node, uint32_t line) {
+TomlValue Convert(const toml::node& node, uint32_t line, int depth) {
+  if (depth > kMaxDepth) throw std::length_error(absl::StrCat("nested more than ", kMaxDepth, " deep"));
   TomlValue value;
   value.line = std::max<uint32_t>(line, 1);
   if (const toml::table* table = node.as_table()) {
-    value.items = Members(*table);
+    value.items = Members(*table, depth);
   } else if (const toml::array* array = node.as_array()) {
     value.kind = Kind::kArray;
-    for (const toml::node& item : *array) value.items.push_back(Convert(item, item.source().begin.line));
+    for (const toml::node& item : *array) {
+      value.items.push_back(Convert(item, item.source().begin.line, depth + 1));
+    }
   } else if (const auto* text = node.as_string()) {
     value.kind = Kind::kString;
     value.text = text->get();
@@ -148,7 +154,7 @@ absl::StatusOr<TomlValue> ParseToml(absl::string_view text, absl::string_view na
   }
   TomlValue place;
   try {
-    return Convert(toml::parse(std::string_view(text.data(), text.size())), 1);
+    return Convert(toml::parse(std::string_view(text.data(), text.size())), 1, 0);
   } catch (const toml::parse_error& error) {
     place.line = std::max<uint32_t>(error.source().begin.line, 1);
     std::string_view what = error.description();
