@@ -6,22 +6,19 @@
 #include <unistd.h>
 
 #include <set>
-#include <thread>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "daemon/client_watcher.h"
 #include "proto/control.grpc.pb.h"
 
 namespace lazyblob::daemon {
 namespace {
 
 namespace api = ::lazyblob::control::v1;
-
-constexpr absl::Duration kWatchInterval = absl::Milliseconds(100);
 
 // absl's codes are gRPC's numbers.
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -183,25 +180,6 @@ class Service final : public api::Control::Service {
 
   static grpc::Status Ending() { return {grpc::StatusCode::ABORTED, "the daemon is ending; try again"}; }
 
-  // Cancels `token` when the client of `context` goes away; lives as long as the call.
-  class Watcher {
-   public:
-    Watcher(grpc::ServerContext* context, std::shared_ptr<base::CancelToken> token)
-        : thread_([this, context, token = std::move(token)] {
-            while (!done_.WaitForNotificationWithTimeout(kWatchInterval)) {
-              if (context->IsCancelled()) return token->Cancel();
-            }
-          }) {}
-    ~Watcher() {
-      done_.Notify();
-      thread_.join();
-    }
-
-   private:
-    absl::Notification done_;
-    std::thread thread_;
-  };
-
   // Runs `work`, writing progress events as they come and the result as the last one. A client that goes away
   // cancels the work, and what it mounted goes with it.
   template <typename Work>
@@ -210,7 +188,7 @@ class Service final : public api::Control::Service {
     absl::Cleanup end = [this] { parts_.activity->End(parts_.mounts->List().size()); };
     auto cancel = std::make_shared<base::CancelToken>();
     absl::Mutex mutex;
-    Watcher watcher(context, cancel);
+    ClientWatcher watcher([context] { return context->IsCancelled(); }, cancel);
     auto report = [&](const oci::Descriptor& layer, uint64_t received) {
       api::MountEvent event;
       event.mutable_progress()->set_digest(layer.digest.ToString());

@@ -5,22 +5,19 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "base/status.h"
 #include "contentstore/content_store.h"
+#include "daemon/client_watcher.h"
 #include "daemon/image_layers.h"
 #include "proto/exporter.grpc.pb.h"
 
 namespace lazyblob::daemon {
 namespace {
-
-constexpr absl::Duration kWatchInterval = absl::Milliseconds(100);
 
 // absl's codes are gRPC's numbers. Missing providers travel as a typed detail.
 grpc::Status ToGrpc(const absl::Status& status) {
@@ -40,25 +37,6 @@ grpc::Status ToGrpc(const absl::Status& status) {
   details.add_details()->PackFrom(detail);
   return grpc::Status(code, std::string(status.message()), details.SerializeAsString());
 }
-
-// Notices that a client has gone.
-class Watcher {
- public:
-  Watcher(grpc::ServerContext* context, std::shared_ptr<base::CancelToken> token)
-      : thread_([this, context, token = std::move(token)] {
-          while (!done_.WaitForNotificationWithTimeout(kWatchInterval)) {
-            if (context->IsCancelled()) return token->Cancel();
-          }
-        }) {}
-  ~Watcher() {
-    done_.Notify();
-    thread_.join();
-  }
-
- private:
-  absl::Notification done_;
-  std::thread thread_;
-};
 
 class Service final : public v1::Exporter::Service, public ExporterService {
  public:
@@ -95,7 +73,7 @@ class Service final : public v1::Exporter::Service, public ExporterService {
       status = parts_.plain_http->Add(host);
       if (!status.ok()) return ToGrpc(status);
     }
-    Watcher watcher(context, caller.cancel);
+    ClientWatcher watcher([context] { return context->IsCancelled(); }, caller.cancel);
     status = exporter::RunExport(request, parts_.exporter, caller, [&](const v1::ExportEvent& event) {
       Note(request.id(), event);
       writer->Write(event);

@@ -104,7 +104,8 @@ class Publication {
       told_.set_size(blob.descriptor.size);
       told_.set_cache(options.priority == Priority::kCache);
     }
-    void Tell(const char* state, std::optional<uint64_t> sent, bool final) ABSL_LOCKS_EXCLUDED(mutex_) {
+    void Tell(const std::string& state, std::optional<uint64_t> sent, bool final)
+        ABSL_LOCKS_EXCLUDED(mutex_) {
       absl::MutexLock lock(&mutex_);
       if (ended_) return;
       ended_ = final;
@@ -126,24 +127,9 @@ class Publication {
     bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   };
 
-  static const char* Name(PlacementState state) {
-    switch (state) {
-      case PlacementState::kQueued:
-        return "queued";
-      case PlacementState::kMounting:
-        return "mounting";
-      case PlacementState::kStreaming:
-        return "streaming";
-      case PlacementState::kExists:
-        return "exists";
-      case PlacementState::kMounted:
-        return "mounted";
-      case PlacementState::kUploaded:
-        return "pushed";
-      case PlacementState::kFailed:
-        return "failed";
-    }
-    return "failed";
+  // As users read it.
+  static std::string Name(PlacementState state) {
+    return state == PlacementState::kUploaded ? "pushed" : std::string(PlacementStateName(state));
   }
 
   absl::Status PlaceOne(const ContentBlob& blob, const Repository& repository, bool again) {
@@ -155,7 +141,7 @@ class Publication {
       if (IsFinal(progress.state)) teller->Sent(progress.sent);
     };
     auto placed = again ? options_.placer->PlaceAgain(request) : options_.placer->Place(request);
-    teller->Tell(placed.ok() ? Name(*placed) : "failed", std::nullopt, true);
+    teller->Tell(Name(placed.ok() ? *placed : PlacementState::kFailed), std::nullopt, true);
     return placed.status();
   }
 
