@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Includes go down only: base < proto, oci < registry, layer < contentstore < fuse, exporter < snapshotter < daemon.
+"""Includes go down only: base < proto, oci < registry, layer < contentstore < fuse, exporter <
+snapshotter, contentservice < daemon.
 
 Folders of one rank never include each other; headers in internal/ are their folder's own; third-party headers with
 an interface of their own stay where they are wrapped.
@@ -15,7 +16,7 @@ RANKS = {
     "registry": 2, "layer": 2,
     "contentstore": 3,
     "fuse": 4, "exporter": 4,
-    "snapshotter": 5,
+    "snapshotter": 5, "contentservice": 5,
     "daemon": 6,
 }
 
