@@ -18,6 +18,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "base/cancel.h"
 #include "base/clock.h"
 #include "contentstore/blob_source.h"
@@ -39,6 +40,7 @@ struct FetchContext {
   std::shared_ptr<base::CancelToken> cancel;                         // may be null
   std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's
   size_t first_source = 0;  // ReadBlobAt: which of the layer's sources is asked first, counted round
+  bool keep_blob = false;   // ReadBlob, ReadBlobAt: as ContentStoreOptions::keep_blobs, for this blob
 };
 
 // Fetches the TOC of an eStargz layer whose TOC lies in another image; NotFound: that has none for it. May be
@@ -157,6 +159,12 @@ struct ContentStoreOptions {
   uint64_t max_memory_bytes = 64 << 20;              // fetched and decoded bytes in flight
   absl::Duration sync_interval = absl::Seconds(5);   // how often data and presence are made durable
   absl::Duration lock_patience = absl::Seconds(10);  // for a killed predecessor to let go of the root
+  // Original bytes that were read whole stay, as the file `blob` of the layer.
+  bool keep_blobs = false;
+  uint64_t blob_window_bytes = 32 << 20;         // how far ReadBlob reads ahead of the furthest reader
+  absl::Duration blob_idle = absl::Seconds(30);  // how long what it has read outlives its last reader
+  // What it has on the disk, without what is kept. A larger blob is read while there is no other.
+  uint64_t max_spool_bytes = uint64_t{8} << 30;
   layer::BuildLimits limits;
   SourceFactory
       source_factory;  // may be empty: then restored layers have no sources until a handler is added
@@ -196,6 +204,26 @@ class ContentStore {
   // the whole blob.
   virtual absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
                                   const FetchContext& context) = 0;
+  // Original blob bytes from `offset` on: blocks until at least one is there, gives as many as there are up
+  // to out.size(), 0 at the blob's end. One pass over the sources is shared by all who read the blob at the
+  // same time, each call on its own: it goes on for a while between calls, and far enough ahead for a reader
+  // that comes in small steps. The last bytes (32 KiB) are given out only when the digest of the whole is
+  // right, so a far offset waits for all before it. Where the digest is wrong the next source is tried first.
+  // OutOfRange: beyond the end. DataLoss: the bytes are never right, or what was given before `offset` was
+  // not: read again from 0. ResourceExhausted: the disk is full, whole blobs cannot be read without it.
+  // Others as of Acquire; an error is not remembered.
+  virtual absl::StatusOr<size_t> ReadBlob(LazyLayer& layer, uint64_t offset, absl::Span<uint8_t> out,
+                                          const FetchContext& context) {
+    static_cast<void>(layer), static_cast<void>(offset), static_cast<void>(out), static_cast<void>(context);
+    return absl::UnimplementedError("this store does not read whole blobs");
+  }
+  // Makes the original bytes local, verified and durable; the path of their file, which stays as long as the
+  // layer. Joins a pass of ReadBlob. Blocks.
+  virtual absl::StatusOr<std::string> KeepBlob(LazyLayer& layer, const FetchContext& context,
+                                               const Progress& progress) {
+    static_cast<void>(layer), static_cast<void>(context), static_cast<void>(progress);
+    return absl::UnimplementedError("this store does not keep whole blobs");
+  }
   // The names of the layer's sources in the order ReadBlobAt asks them.
   virtual std::vector<std::string> SourceNames(LazyLayer& layer) {
     static_cast<void>(layer);
