@@ -84,6 +84,12 @@ Hasher& Hasher::operator=(Hasher&& other) noexcept {
 void Hasher::Update(absl::Span<const uint8_t> data) { EVP_DigestUpdate(context_, data.data(), data.size()); }
 void Hasher::Update(absl::string_view data) { Update(AsBytes(data)); }
 
+Digest Hasher::Current() const {
+  Hasher copy(algorithm_);
+  EVP_MD_CTX_copy_ex(copy.context_, context_);
+  return copy.Finish();
+}
+
 Digest Hasher::Finish() {
   Digest digest;
   digest.algorithm_ = algorithm_;

@@ -71,6 +71,8 @@ class Hasher {
 
   void Update(absl::Span<const uint8_t> data);
   void Update(absl::string_view data);
+  // Of what was given so far; more may follow.
+  Digest Current() const;
   Digest Finish();
 
  private:

@@ -9,12 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
+#include "base/sqlite.h"
 #include "fuse/mounter.h"
 #include "snapshotter/lazy_layers.h"
 #include "snapshotter/snapshotter.h"
@@ -45,7 +44,6 @@ class MetaStore {
 
   // Opens or creates. FailedPrecondition: made by a newer version, or not by us. DataLoss: damaged.
   static absl::StatusOr<std::unique_ptr<MetaStore>> Open(const std::string& path);
-  ~MetaStore();
   MetaStore(const MetaStore&) = delete;
   MetaStore& operator=(const MetaStore&) = delete;
 
@@ -85,25 +83,19 @@ class MetaStore {
 
    private:
     friend class MetaStore;
-    explicit Transaction(MetaStore* store) : store_(store) {}
-    MetaStore* const store_;
+    explicit Transaction(base::Sqlite::Transaction& db) : db_(db) {}
+    base::Sqlite::Transaction& db_;
   };
 
-  // Runs `body` in one transaction, which is committed when it returns OK and undone otherwise. One at a
-  // time: `body` neither blocks for long nor calls Read or Write. `undone` runs after a transaction that was
-  // not committed and before the next: it takes back what `body` did elsewhere.
+  // As those of base::Sqlite.
   absl::Status Write(
-      absl::FunctionRef<absl::Status(Transaction&)> body, absl::FunctionRef<void()> undone = [] {})
-      ABSL_LOCKS_EXCLUDED(mutex_);
-  absl::Status Read(absl::FunctionRef<absl::Status(Transaction&)> body) ABSL_LOCKS_EXCLUDED(mutex_);
+      absl::FunctionRef<absl::Status(Transaction&)> body, absl::FunctionRef<void()> undone = [] {});
+  absl::Status Read(absl::FunctionRef<absl::Status(Transaction&)> body);
 
  private:
-  class Database;  // the connection and its prepared statements
-  explicit MetaStore(std::unique_ptr<Database> database);
+  explicit MetaStore(std::unique_ptr<base::Sqlite> database);
 
-  absl::Mutex mutex_;
-  // Guarded by mutex_; reached by transactions, which live only while it is held.
-  const std::unique_ptr<Database> database_;
+  const std::unique_ptr<base::Sqlite> database_;
 };
 
 }  // namespace lazyblob::snapshotter

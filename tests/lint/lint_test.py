@@ -67,7 +67,7 @@ class LintTest(unittest.TestCase):
         self.assertEqual(self.includes("daemon/mounts.cc", '"tests/support/gate.h"'), 1)
 
     def test_sqlite_has_one_file(self):
-        self.assertEqual(self.includes("snapshotter/metastore.cc", "<sqlite3.h>"), 0)
+        self.assertEqual(self.includes("base/sqlite.cc", "<sqlite3.h>"), 0)
         self.assertEqual(self.includes("snapshotter/b.cc", "<sqlite3.h>"), 1)
 
     def test_a_test_that_never_runs_is_found(self):
