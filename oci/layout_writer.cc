@@ -16,8 +16,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "base/json.h"
 #include "base/status.h"
+#include "oci/index_merge.h"
 #include "oci/layout.h"
 #include "oci/manifest_writer.h"
 
@@ -28,6 +31,8 @@ using nlohmann::json;
 
 constexpr char kMarker[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
 constexpr char kLockName[] = "index.json.lock";
+constexpr char kTemporaryPrefix[] = ".lazyblob-";
+constexpr char kTemporarySuffix[] = ".tmp";
 constexpr char kLockedTemporary[] = ".lazyblob-index.tmp";
 
 absl::Span<const uint8_t> Bytes(absl::string_view text) {
@@ -59,7 +64,23 @@ absl::StatusOr<base::UniqueFd> MakeDirectoryAt(int directory, const char* name) 
 
 std::string TemporaryName() {
   static std::atomic<uint64_t> serial{0};
-  return absl::StrCat(".lazyblob-", getpid(), "-", serial++, ".tmp");
+  // The time too, for other hosts may write there.
+  return absl::StrCat(kTemporaryPrefix, getpid(), "-", serial++, "-", absl::ToUnixNanos(absl::Now()),
+                      kTemporarySuffix);
+}
+
+// Takes away what a killed writer has left in the layout's root: whoever lives holds a lock on its file.
+absl::Status RemoveLeftovers(int root, const std::string& directory) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> names, base::ListDirectory(directory));
+  for (const std::string& name : names) {
+    if (name == kLockedTemporary || !absl::StartsWith(name, kTemporaryPrefix) ||
+        !absl::EndsWith(name, kTemporarySuffix)) {
+      continue;
+    }
+    const base::UniqueFd file(::openat(root, name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+    if (file.valid() && ::flock(file.get(), LOCK_EX | LOCK_NB) == 0) ::unlinkat(root, name.c_str(), 0);
+  }
+  return absl::OkStatus();
 }
 
 // A file that gets its name when it is complete. Where the file system has no files without a name it has a
@@ -87,6 +108,7 @@ class NewFile {
       if (::linkat(AT_FDCWD, self.c_str(), directory, name, AT_SYMLINK_FOLLOW) == 0) return Sync(directory);
       if (errno != EEXIST) return base::ErrnoStatus(errno, "link");
       ::unlinkat(root_, temporary_.c_str(), 0);
+      if (::flock(fd_.get(), LOCK_EX) != 0) return base::ErrnoStatus(errno, "lock");
       if (::linkat(AT_FDCWD, self.c_str(), root_, temporary_.c_str(), AT_SYMLINK_FOLLOW) != 0)
         return base::ErrnoStatus(errno, "link");
       name_ = temporary_;
@@ -102,14 +124,14 @@ class NewFile {
     return absl::OkStatus();
   }
   absl::Status CreateNamed() {
-    name_ = temporary_;
-    absl::StatusOr<base::UniqueFd> fd = OpenAt(root_, name_.c_str(), O_WRONLY | O_CREAT | O_EXCL, 0644);
-    if (!fd.ok()) {
-      name_.clear();
-      return fd.status();
+    for (;;) {
+      ASSIGN_OR_RETURN(fd_, OpenAt(root_, temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL, 0644));
+      name_ = temporary_;
+      struct stat st{};
+      if (::flock(fd_.get(), LOCK_EX) != 0 || ::fstat(fd_.get(), &st) != 0)
+        return base::ErrnoStatus(errno, "lock");
+      if (st.st_nlink > 0) return absl::OkStatus();  // else somebody took it for a leftover
     }
-    fd_ = *std::move(fd);
-    return absl::OkStatus();
   }
   const int root_;
   const std::string temporary_;
@@ -149,7 +171,7 @@ absl::StatusOr<base::UniqueFd> OpenOrMakeDirectory(const std::string& directory)
 absl::StatusOr<bool> MayBecomeLayout(const std::string& directory) {
   ASSIGN_OR_RETURN(const std::vector<std::string> names, base::ListDirectory(directory));
   for (const std::string& name : names) {
-    if (name != kLockName && !absl::StartsWith(name, ".lazyblob-")) return false;
+    if (name != kLockName && !absl::StartsWith(name, kTemporaryPrefix)) return false;
   }
   return true;
 }
@@ -198,6 +220,9 @@ absl::StatusOr<std::unique_ptr<LayoutWriter>> LayoutWriter::Open(const std::stri
   absl::StatusOr<base::UniqueFd> root = OpenOrMakeDirectory(directory);
   if (!root.ok()) return context(root.status());
   std::unique_ptr<LayoutWriter> writer(new LayoutWriter(directory, *std::move(root)));
+  if (const absl::Status cleaned = RemoveLeftovers(writer->root_.get(), directory); !cleaned.ok()) {
+    return context(cleaned);
+  }
   struct stat st{};
   if (::fstatat(writer->root_.get(), "oci-layout", &st, AT_SYMLINK_NOFOLLOW) != 0) {
     absl::StatusOr<bool> empty = MayBecomeLayout(directory);
@@ -350,55 +375,62 @@ absl::Status LayoutWriter::Publish(const Descriptor& descriptor,
   return base::Annotate(publish(), absl::StrCat("image layout ", directory_));
 }
 
-absl::StatusOr<Descriptor> LayoutWriter::MergePlatform(const Descriptor& descriptor, const std::string& name,
-                                                       const json& index) const {
-  json entry;
-  if (index.is_object() && index.contains("manifests")) {
-    for (const json& candidate : index["manifests"]) {
-      if (NameOf(candidate) == name) entry = candidate;
+namespace {
+
+// The platform of an image among the layout's blobs: what its entry says, else its config.
+absl::StatusOr<Descriptor> WithPlatform(const Layout& layout, Descriptor image) {
+  if (image.platform) return image;
+  ASSIGN_OR_RETURN(const std::string raw, layout.ReadBlob(image.digest, kMaxManifestBytes));
+  ASSIGN_OR_RETURN(const auto parsed, ParseManifestOrIndex(raw, image.digest, image.media_type));
+  const auto* manifest = std::get_if<Manifest>(&parsed);
+  if (manifest == nullptr) return image;
+  ASSIGN_OR_RETURN(const std::string config, layout.ReadBlob(manifest->config.digest, kMaxConfigBytes));
+  absl::StatusOr<ImageConfig> read = ParseImageConfig(config, manifest->config.digest);
+  if (read.ok() && !read->platform.os.empty() && !read->platform.architecture.empty()) {
+    image.platform = read->platform;
+  }
+  return image;
+}
+
+}  // namespace
+
+absl::StatusOr<Descriptor> LayoutWriter::MergeInto(const std::string& name,
+                                                   absl::Span<const Descriptor> manifests) const {
+  // Under the lock: what is there now.
+  std::string raw;
+  struct stat st{};
+  if (::fstatat(root_.get(), "index.json", &st, AT_SYMLINK_NOFOLLOW) == 0) {
+    ASSIGN_OR_RETURN(const Layout layout, Layout::Open(directory_));
+    for (const Descriptor& entry : layout.index().manifests) {
+      const auto named = entry.annotations.find(kRefNameAnnotation);
+      if (named == entry.annotations.end() || named->second != name) continue;
+      if (IsIndexMediaType(entry.media_type)) {
+        ASSIGN_OR_RETURN(raw, layout.ReadBlob(entry.digest, kMaxManifestBytes));
+      } else {
+        ASSIGN_OR_RETURN(Descriptor image, WithPlatform(layout, entry));
+        image.annotations.erase(kRefNameAnnotation);
+        absl::StatusOr<std::string> alone = MergePlatforms("", kMediaTypeOciIndex, {image});
+        if (!alone.ok()) {
+          return base::Annotate(alone.status(), absl::StrCat("image ", base::Printable(name), " there"));
+        }
+        raw = *std::move(alone);
+      }
     }
   }
-  json platforms = {{"schemaVersion", 2}, {"mediaType", kMediaTypeOciIndex}, {"manifests", json::array()}};
-  if (!entry.is_null() && IsIndexMediaType(entry.value("mediaType", ""))) {
-    ASSIGN_OR_RETURN(const Layout layout, Layout::Open(directory_));
-    ASSIGN_OR_RETURN(const base::Digest digest, base::Digest::Parse(entry.value("digest", "")));
-    ASSIGN_OR_RETURN(const std::string raw, layout.ReadBlob(digest, kMaxManifestBytes));
-    RETURN_IF_ERROR(ParseManifestOrIndex(raw, digest, "").status());
-    ASSIGN_OR_RETURN(platforms, base::ParseJson(raw, kMaxManifestBytes));
-  } else if (!entry.is_null() && entry.contains("platform")) {
-    entry["annotations"].erase(kRefNameAnnotation);
-    if (entry["annotations"].empty()) entry.erase("annotations");
-    platforms["manifests"].push_back(std::move(entry));
-  } else if (!entry.is_null() && entry.value("digest", "") != descriptor.digest.ToString()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("image ", base::Printable(name),
-                     " there says no platform, so none can be put beside it; use another name"));
-  }
-  json merged = json::array();
-  for (json& manifest : platforms["manifests"]) {
-    if (manifest.value("platform", json()) != ToJson(*descriptor.platform))
-      merged.push_back(std::move(manifest));
-  }
-  merged.push_back(ToJson(descriptor));
-  // Whoever comes first, the index is the same.
-  std::sort(merged.begin(), merged.end(), [](const json& a, const json& b) {
-    return WriteJson(a.value("platform", json())) < WriteJson(b.value("platform", json()));
-  });
-  platforms["manifests"] = std::move(merged);
-  const std::string raw = WriteJson(platforms);
-  Descriptor written = DescriptorOf(raw, platforms.value("mediaType", kMediaTypeOciIndex));
+  ASSIGN_OR_RETURN(raw, MergePlatforms(raw, kMediaTypeOciIndex, manifests));
+  ASSIGN_OR_RETURN(const auto merged, ParseManifestOrIndex(raw, std::nullopt, ""));
+  Descriptor written = DescriptorOf(raw, std::get<Index>(merged).media_type);
   RETURN_IF_ERROR(PutBlob(written, raw));
   return written;
 }
 
-absl::StatusOr<Descriptor> LayoutWriter::PublishPlatform(const Descriptor& descriptor,
-                                                         const std::string& name) const {
+absl::StatusOr<Descriptor> LayoutWriter::PublishPlatforms(absl::Span<const Descriptor> manifests,
+                                                          const std::string& name) const {
   auto publish = [&]() -> absl::StatusOr<Descriptor> {
-    if (!descriptor.platform) return absl::InvalidArgumentError("an image without platform among platforms");
-    RETURN_IF_ERROR(CheckThere(descriptor));
+    for (const Descriptor& manifest : manifests) RETURN_IF_ERROR(CheckThere(manifest));
     ASSIGN_OR_RETURN(const base::UniqueFd lock, Lock());
     ASSIGN_OR_RETURN(json index, ReadIndex());
-    ASSIGN_OR_RETURN(const Descriptor merged, MergePlatform(descriptor, name, index));
+    ASSIGN_OR_RETURN(const Descriptor merged, MergeInto(name, manifests));
     RETURN_IF_ERROR(MergeIntoIndex(merged, name, &index));
     RETURN_IF_ERROR(WriteIndexLocked(index));
     return merged;

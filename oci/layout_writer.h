@@ -35,7 +35,8 @@ absl::Status MergeIntoIndex(const Descriptor& descriptor, const std::optional<st
 // Thread-safe: it holds descriptors only.
 class LayoutWriter {
  public:
-  // Opens a layout, or makes one of a directory that is absent or empty. InvalidArgument: a directory with
+  // Opens a layout, or makes one of a directory that is absent or empty; takes away what killed writers left
+  // in its root. InvalidArgument: a directory with
   // other things in it, or a layout of another version.
   static absl::StatusOr<std::unique_ptr<LayoutWriter>> Open(const std::string& directory);
 
@@ -49,10 +50,10 @@ class LayoutWriter {
   // Makes the manifest or index of `descriptor`, which must be there, an image of this layout (see
   // MergeIntoIndex). Waits for others who do the same. Durable on return.
   absl::Status Publish(const Descriptor& descriptor, const std::optional<std::string>& name) const;
-  // The same for one platform of the image `name`: puts it into the index that has the name, instead of what
-  // that had for the platform; makes an index of an image of another platform. `descriptor` has a platform.
-  // Returns the index's descriptor.
-  absl::StatusOr<Descriptor> PublishPlatform(const Descriptor& descriptor, const std::string& name) const;
+  // The same for platforms of the image `name`: merged into the index that has the name (MergePlatforms of
+  // index_merge.h), or into one made of the image that has it. Returns the index's descriptor.
+  absl::StatusOr<Descriptor> PublishPlatforms(absl::Span<const Descriptor> manifests,
+                                              const std::string& name) const;
 
   const std::string& directory() const { return directory_; }
 
@@ -64,8 +65,7 @@ class LayoutWriter {
   absl::StatusOr<nlohmann::json> ReadIndex() const;
   absl::Status WriteIndexLocked(const nlohmann::json& index) const;
   absl::Status CheckThere(const Descriptor& descriptor) const;
-  absl::StatusOr<Descriptor> MergePlatform(const Descriptor& descriptor, const std::string& name,
-                                           const nlohmann::json& index) const;
+  absl::StatusOr<Descriptor> MergeInto(const std::string& name, absl::Span<const Descriptor> manifests) const;
 
   const std::string directory_;
   const base::UniqueFd root_;

@@ -1,6 +1,8 @@
 #include "oci/layout_writer.h"
 
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -124,6 +126,21 @@ TEST(LayoutWriter, AnotherVersionIsRefused) {
   EXPECT_EQ(LayoutWriter::Open(dir.path()).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(LayoutWriter, TheNextWriterTakesAwayWhatAKilledOneLeft) {
+  TempDir dir;
+  const std::string layout = dir.File("layout");
+  ASSERT_EQ(Put(layout, ImageOf("1"), "one"), absl::OkStatus());
+  const std::string left = layout + "/.lazyblob-1-0-ab.tmp";
+  const std::string living = layout + "/.lazyblob-1-1-ab.tmp";
+  ASSERT_EQ(base::WriteFileAtomically(left, "x"), absl::OkStatus());
+  ASSERT_EQ(base::WriteFileAtomically(living, "x"), absl::OkStatus());
+  const base::UniqueFd held = base::OpenFile(living, O_WRONLY).value();
+  ASSERT_EQ(flock(held.get(), LOCK_EX), 0);
+  ASSERT_EQ(Put(layout, ImageOf("2"), "two"), absl::OkStatus());
+  EXPECT_NE(access(left.c_str(), F_OK), 0);
+  EXPECT_EQ(access(living.c_str(), F_OK), 0);
+}
+
 TEST(LayoutWriter, ABlobWithOtherBytesIsNotThere) {
   TempDir dir;
   const auto writer = LayoutWriter::Open(dir.File("layout")).value();
@@ -174,7 +191,8 @@ TEST(LayoutWriter, PlatformsMeetInOneIndexWhateverTheirOrder) {
       for (const char* build : {"old", "new"}) {
         const support::Image image = ImageOf(architecture + build, architecture);
         ASSERT_EQ(PutBlobs(*writer, image), absl::OkStatus());
-        const absl::StatusOr<Descriptor> merged = writer->PublishPlatform(image.manifest_descriptor, "all");
+        const absl::StatusOr<Descriptor> merged =
+            writer->PublishPlatforms({image.manifest_descriptor}, "all");
         ASSERT_TRUE(merged.ok()) << merged.status();
         last = merged->digest.ToString();
       }
@@ -187,6 +205,23 @@ TEST(LayoutWriter, PlatformsMeetInOneIndexWhateverTheirOrder) {
     }
   }
   EXPECT_EQ(digests.size(), 1U);
+}
+
+TEST(LayoutWriter, AnImageThatStandsAloneGetsAnotherPlatformBesideIt) {
+  TempDir dir;
+  support::Image first = ImageOf("first", "amd64");
+  first.manifest_descriptor.platform.reset();  // as other programs write layouts: the config says it
+  ASSERT_EQ(Put(dir.File("layout"), first, "x"), absl::OkStatus());
+  const support::Image second = ImageOf("second", "arm64");
+  const auto writer = LayoutWriter::Open(dir.File("layout")).value();
+  ASSERT_EQ(PutBlobs(*writer, second), absl::OkStatus());
+  const absl::StatusOr<Descriptor> merged = writer->PublishPlatforms({second.manifest_descriptor}, "x");
+  ASSERT_TRUE(merged.ok()) << merged.status();
+  for (const char* architecture : {"amd64", "arm64"}) {
+    EXPECT_EQ(Shell(absl::StrCat("skopeo --override-arch ", architecture,
+                                 " inspect oci:", writer->directory(), ":x")),
+              0);
+  }
 }
 
 // A writer that puts image `i` under its name again and again until it is killed.
