@@ -16,6 +16,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "containerd/grpc_server.h"
 #include "snapshotter/snapshots_service.h"
 #include "tests/snapshotter/suite/wire_client.h"
 #include "tests/support/fake_lazy_layers.h"
@@ -54,7 +55,8 @@ void Run(bool smoke) {
   options.layers = &layers;
   auto snapshotter = sn::Snapshotter::Open(options);
   Must(snapshotter.status());
-  auto server = sn::SnapshotServer::Start(dir.File("run") + "/s.sock", snapshotter->get());
+  auto service = sn::SnapshotsService::Create(snapshotter->get());
+  auto server = lazyblob::containerd::GrpcServer::Start(dir.File("run") + "/s.sock", {service->service()});
   Must(server.status());
   sn::suite::WireClient client(dir.File("run") + "/s.sock");
   const sn::Labels labels = {{"containerd.io/gc.root", "2023-01-02T03:04:05Z"}};

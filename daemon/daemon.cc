@@ -20,6 +20,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "contentstore/content_store.h"
+#include "containerd/grpc_server.h"
 #include "daemon/activity.h"
 #include "daemon/control_service.h"
 #include "daemon/exporter_service.h"
@@ -98,9 +99,10 @@ class Daemon {
     // A predecessor may not be quite dead yet, and its socket still accept.
     if (successor) unlink(options_.config.address.c_str());
     CriProxy* const cri = access_.cri();
-    ASSIGN_OR_RETURN(snapshot_server_,
-                     snapshotter::SnapshotServer::Start(options_.config.address, snapshotter_.get(), {},
-                                                        cri == nullptr ? nullptr : cri->service()));
+    snapshots_service_ = snapshotter::SnapshotsService::Create(snapshotter_.get());
+    ASSIGN_OR_RETURN(server_of_containerd_,
+                     containerd::GrpcServer::Start(options_.config.address, {snapshots_service_->service()},
+                                                   cri == nullptr ? nullptr : cri->service()));
     return absl::OkStatus();
   }
 
@@ -109,7 +111,8 @@ class Daemon {
   // Whatever was started; the order matters: no new calls, then no mounts, then no connection. With
   // `hand_over` everything stays mounted for the successor, and reads wait for it.
   void Stop(bool hand_over) {
-    snapshot_server_.reset();
+    server_of_containerd_.reset();
+    snapshots_service_.reset();
     if (exporter_ != nullptr) exporter_->CancelAll();
     control_.reset();
     exporter_.reset();
@@ -255,7 +258,8 @@ class Daemon {
   std::unique_ptr<exporter::Placer> placer_;
   std::unique_ptr<ExporterService> exporter_;
   std::unique_ptr<ControlServer> control_;
-  std::unique_ptr<snapshotter::SnapshotServer> snapshot_server_;
+  std::unique_ptr<snapshotter::SnapshotsService> snapshots_service_;
+  std::unique_ptr<containerd::GrpcServer> server_of_containerd_;
 };
 
 // Turns SIGTERM, SIGINT and SIGHUP, blocked in every thread, into a request to stop. SIGUSR1 ends the thread

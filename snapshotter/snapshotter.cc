@@ -1,6 +1,7 @@
 #include "snapshotter/snapshotter.h"
 
 #include <cstdio>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -9,7 +10,7 @@
 #include "base/fault.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "snapshotter/filter.h"
+#include "containerd/filter.h"
 #include "snapshotter/internal/snapshotter_impl.h"
 #include "snapshotter/labels.h"
 #include "snapshotter/usage.h"
@@ -19,6 +20,27 @@ namespace {
 
 constexpr size_t kMaxNameBytes = 4096;
 constexpr char kRemoteValue[] = "remote snapshot";
+
+absl::string_view KindName(Kind kind) {
+  switch (kind) {
+    case Kind::kView:
+      return "view";
+    case Kind::kActive:
+      return "active";
+    case Kind::kCommitted:
+      return "committed";
+  }
+  return "";
+}
+
+// What List filters by, as containerd's adaptor of snapshots has it.
+std::optional<absl::string_view> FieldOf(const Info& info, absl::string_view name, const std::string& rest) {
+  if (name == "name") return info.name;
+  if (name == "parent") return info.parent;
+  if (name == "kind") return KindName(info.kind);
+  if (name == "labels") return containerd::LabelOf(info.labels, rest);
+  return std::nullopt;
+}
 
 // The labels after an Update of `current` by `paths`.
 absl::StatusOr<Labels> UpdatedLabels(const Labels& current, const Labels& given,
@@ -278,7 +300,7 @@ absl::StatusOr<Info> SnapshotterImpl::Update(const Info& info, const std::vector
 
 absl::Status SnapshotterImpl::List(const std::vector<std::string>& filters,
                                    absl::FunctionRef<absl::Status(const Info&)> visit) {
-  ASSIGN_OR_RETURN(Filter filter, ParseFilters(filters));
+  ASSIGN_OR_RETURN(containerd::Filter filter, containerd::ParseFilters(filters));
   std::vector<Record> records;
   RETURN_IF_ERROR(store_->Read([&](MetaStore::Transaction& transaction) -> absl::Status {
     ASSIGN_OR_RETURN(records, transaction.List());
@@ -286,7 +308,8 @@ absl::Status SnapshotterImpl::List(const std::vector<std::string>& filters,
   }));
   for (const Record& record : records) {
     const Info info = ShownInfo(record);
-    if (filter.Matches(info)) RETURN_IF_ERROR(visit(info));
+    auto field = [&](absl::string_view name, const std::string& rest) { return FieldOf(info, name, rest); };
+    if (filter.Matches(field)) RETURN_IF_ERROR(visit(info));
   }
   return absl::OkStatus();
 }

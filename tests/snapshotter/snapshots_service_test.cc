@@ -6,9 +6,7 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -20,6 +18,8 @@
 #include "absl/synchronization/notification.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "containerd/grpc_server.h"
+#include "containerd/wire_status.h"
 #include "tests/snapshotter/suite/wire_client.h"
 #include "tests/support/gate.h"
 #include "tests/support/temp_dir.h"
@@ -94,7 +94,7 @@ class SnapshotsServiceTest : public ::testing::Test {
   std::string Dir() const { return temp_.File("run"); }
   std::string Address() const { return Dir() + "/s.sock"; }
   void Start() {
-    auto server = SnapshotServer::Start(Address(), &snapshotter_);
+    auto server = containerd::GrpcServer::Start(Address(), {service_->service()});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     client_ = std::make_unique<WireClient>(Address());
@@ -102,7 +102,8 @@ class SnapshotsServiceTest : public ::testing::Test {
 
   support::TempDir temp_;
   ScriptedSnapshotter snapshotter_;
-  std::unique_ptr<SnapshotServer> server_;
+  std::unique_ptr<SnapshotsService> service_ = SnapshotsService::Create(&snapshotter_);
+  std::unique_ptr<containerd::GrpcServer> server_;
   std::unique_ptr<WireClient> client_;
 };
 
@@ -294,52 +295,13 @@ TEST_F(SnapshotsServiceTest, EndingCancelsWhatStillWaits) {
 }
 
 TEST_F(SnapshotsServiceTest, MessagesAreBounded) {
-  std::string large(static_cast<size_t>(kMaxMessageBytes) + 1, 'x');
+  std::string large(static_cast<size_t>(containerd::kMaxMessageBytes) + 1, 'x');
   EXPECT_EQ(client_->Stat(large).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(client_->Stat(std::string(1 << 20, 'x')).ok());
   snapshotter_.on_status = [] { return absl::NotFoundError(std::string(100'000, 'y')); };
   absl::Status status = client_->Remove("k");
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(status.message().size(), kMaxStatusMessage);
-}
-
-TEST(WireStatusTest, CodesOfTheContractStay) {
-  EXPECT_TRUE(WireStatus(absl::OkStatus()).ok());
-  for (absl::StatusCode code :
-       {absl::StatusCode::kInvalidArgument, absl::StatusCode::kNotFound, absl::StatusCode::kAlreadyExists,
-        absl::StatusCode::kFailedPrecondition, absl::StatusCode::kUnavailable, absl::StatusCode::kCancelled,
-        absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kResourceExhausted,
-        absl::StatusCode::kUnimplemented, absl::StatusCode::kInternal}) {
-    EXPECT_EQ(WireStatus(absl::Status(code, "m")).code(), code);
-  }
-  for (absl::StatusCode code : {absl::StatusCode::kAborted, absl::StatusCode::kOutOfRange,
-                                absl::StatusCode::kDataLoss, absl::StatusCode::kUnknown,
-                                absl::StatusCode::kPermissionDenied, absl::StatusCode::kUnauthenticated}) {
-    EXPECT_EQ(WireStatus(absl::Status(code, "m")).code(), absl::StatusCode::kInternal);
-  }
-}
-
-TEST(WireStatusTest, AnErrorOfASystemCallSaysNothingOfSnapshots) {
-  EXPECT_EQ(WireStatus(base::ErrnoStatus(ENOENT, "open x")).code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(WireStatus(base::ErrnoStatus(EEXIST, "mkdir x")).code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(WireStatus(base::ErrnoStatus(EBUSY, "umount x")).code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(WireStatus(base::Annotate(base::ErrnoStatus(EINVAL, "x"), "y")).code(),
-            absl::StatusCode::kInternal);
-  EXPECT_EQ(WireStatus(base::ErrnoStatus(ENOSPC, "write x")).code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(WireStatus(base::ErrnoStatus(ENOENT, "open x")).message()), HasSubstr("open x"));
-}
-
-TEST(WireStatusTest, NoMessageEndsLikeAnotherError) {
-  for (const char* text : {"a: conflict", "conflict", "a: not modified", "not modified"}) {
-    std::string message(WireStatus(absl::FailedPreconditionError(text)).message());
-    EXPECT_EQ(message, absl::StrCat(text, "."));
-  }
-}
-
-TEST(WireStatusTest, LongMessagesAreCutBetweenCharacters) {
-  std::string text(kMaxStatusMessage - 1, 'a');
-  std::string message(WireStatus(absl::NotFoundError(text + "\xE7\x89\x9B")).message());
-  EXPECT_EQ(message, text);
+  EXPECT_EQ(status.message().size(), containerd::kMaxStatusMessage);
 }
 
 // What containerd would send, byte by byte: the numbers of the fields are the contract.
@@ -387,99 +349,6 @@ TEST(WireFormatTest, FieldsHaveContainerdsNumbers) {
   mount->add_options("o");
   EXPECT_EQ(bytes(mounts), "\x0a\x0c\x0a\x01t\x12\x01s\x1a\x01g\x22\x01o");
   EXPECT_EQ(std::string(api::Snapshots::service_full_name()), "containerd.services.snapshots.v1.Snapshots");
-}
-
-mode_t ModeOf(const std::string& path) {
-  struct stat status{};
-  EXPECT_EQ(lstat(path.c_str(), &status), 0) << path;
-  return status.st_mode & 07777;
-}
-
-class SnapshotServerTest : public ::testing::Test {
- protected:
-  absl::Status Start(const std::string& address) {
-    auto server = SnapshotServer::Start(address, &snapshotter_);
-    if (server.ok()) server_ = *std::move(server);
-    return server.status();
-  }
-  support::TempDir temp_;
-  ScriptedSnapshotter snapshotter_;
-  std::unique_ptr<SnapshotServer> server_;
-};
-
-TEST_F(SnapshotServerTest, MakesTheDirectory0700AndTheSocket0600WhateverTheUmask) {
-  for (mode_t mask : {0, 0777}) {
-    mode_t old = umask(mask);
-    std::string dir = temp_.File(absl::StrCat("run", mask));
-    absl::Status status = Start(dir + "/s.sock");
-    umask(old);
-    ASSERT_TRUE(status.ok()) << status;
-    EXPECT_EQ(ModeOf(dir), 0700u);
-    EXPECT_EQ(ModeOf(dir + "/s.sock"), 0600u);
-  }
-}
-
-TEST_F(SnapshotServerTest, RefusesADirectoryThatOthersCanEnterOrOwn) {
-  std::string dir = temp_.File("run");
-  ASSERT_EQ(mkdir(dir.c_str(), 0700), 0);
-  for (mode_t mode : {0750u, 0701u, 0777u, 01700u, 0500u}) {
-    ASSERT_EQ(chmod(dir.c_str(), mode), 0);
-    absl::Status status = Start(dir + "/s.sock");
-    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << mode;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("chmod 0700"));
-  }
-  ASSERT_EQ(chmod(dir.c_str(), 0700), 0);
-  if (geteuid() == 0) {
-    ASSERT_EQ(chown(dir.c_str(), 65534, 65534), 0);
-    absl::Status status = Start(dir + "/s.sock");
-    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-    EXPECT_THAT(std::string(status.message()), HasSubstr("owned by user 65534"));
-    ASSERT_EQ(chown(dir.c_str(), 0, 0), 0);
-  }
-  EXPECT_TRUE(Start(dir + "/s.sock").ok());
-}
-
-TEST_F(SnapshotServerTest, RefusesALinkAndWhatIsNoSocketOrNoPath) {
-  std::string dir = temp_.File("run");
-  ASSERT_EQ(mkdir(dir.c_str(), 0700), 0);
-  ASSERT_EQ(symlink(dir.c_str(), temp_.File("link").c_str()), 0);
-  EXPECT_EQ(Start(temp_.File("link") + "/s.sock").code(), absl::StatusCode::kFailedPrecondition);
-  ASSERT_TRUE(base::WriteFileAtomically(dir + "/file", "precious").ok());
-  absl::Status status = Start(dir + "/file");
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("not a socket"));
-  EXPECT_EQ(base::ReadFile(dir + "/file", 100).value(), "precious");
-  for (const char* bad : {"", "relative/s.sock", "/ends/with/"}) {
-    EXPECT_EQ(Start(bad).code(), absl::StatusCode::kInvalidArgument) << bad;
-  }
-}
-
-TEST_F(SnapshotServerTest, ReplacesTheSocketOfADeadPredecessorAndLeavesALivingOneAlone) {
-  std::string dir = temp_.File("run");
-  ASSERT_EQ(mkdir(dir.c_str(), 0700), 0);
-  std::string address = dir + "/s.sock";
-  {
-    base::UniqueFd dead(socket(AF_UNIX, SOCK_STREAM, 0));
-    sockaddr_un name{};
-    name.sun_family = AF_UNIX;
-    address.copy(name.sun_path, sizeof name.sun_path - 1);
-    ASSERT_EQ(bind(dead.get(), reinterpret_cast<sockaddr*>(&name), sizeof name), 0);
-    ASSERT_EQ(listen(dead.get(), 1), 0);
-    EXPECT_EQ(Start(address).code(), absl::StatusCode::kAlreadyExists);
-  }
-  ASSERT_TRUE(Start(address).ok());
-  auto second = SnapshotServer::Start(address, &snapshotter_);
-  EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_THAT(std::string(second.status().message()), HasSubstr("another daemon"));
-  EXPECT_TRUE(WireClient(address).Stat("k").ok()) << "the first still serves";
-}
-
-TEST_F(SnapshotServerTest, ThePathMayBeLongerThanASocketsName) {
-  std::string dir = temp_.path();
-  while (dir.size() < 300) dir += "/a-rather-long-name-of-a-directory";
-  ASSERT_TRUE(Start(dir + "/s.sock").ok());
-  base::UniqueFd fd(open(dir.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-  EXPECT_TRUE(WireClient(absl::StrCat("/proc/self/fd/", fd.get(), "/s.sock")).Stat("k").ok());
 }
 
 }  // namespace

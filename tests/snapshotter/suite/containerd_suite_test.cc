@@ -296,7 +296,7 @@ TEST_F(SnapshotterSuite, StatInWalk) {
   for (int i = 0; i < 250; ++i) ASSERT_TRUE(client_->View(absl::StrCat("more", i), "c1", kRoot).ok());
   grpc::ClientContext context;
   auto reader = client_->stub().List(&context, {});
-  containerd::services::snapshots::v1::ListSnapshotsResponse response;
+  ::containerd::services::snapshots::v1::ListSnapshotsResponse response;
   size_t seen = 0;
   while (reader->Read(&response)) {
     for (const auto& one : response.info()) {

@@ -8,10 +8,12 @@
 #include <cstdio>
 #include <cstring>
 #include <iostream>
+#include <optional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "snapshotter/filter.h"
+#include "containerd/filter.h"
+#include "containerd/grpc_server.h"
 #include "snapshotter/snapshots_service.h"
 #include "tests/support/fake_lazy_layers.h"
 
@@ -31,7 +33,8 @@ int Serve(const std::string& dir) {
   options.layers = &layers;
   auto snapshotter = sn::Snapshotter::Open(options);
   if (!snapshotter.ok()) return Fail(snapshotter.status());
-  auto server = sn::SnapshotServer::Start(dir + "/run/s.sock", snapshotter->get());
+  auto service = sn::SnapshotsService::Create(snapshotter->get());
+  auto server = lazyblob::containerd::GrpcServer::Start(dir + "/run/s.sock", {service->service()});
   if (!server.ok()) return Fail(server.status());
   while (std::cin.get() != EOF) {
   }
@@ -48,14 +51,15 @@ int Match() {
   };
   std::string text;
   while (std::getline(std::cin, text)) {
-    auto filter = sn::ParseFilters({text});
+    auto filter = lazyblob::containerd::ParseFilters({text});
     std::string line;
     if (!filter.ok()) line = absl::StrCat(" error: ", filter.status().message());
     for (const auto& [name, labels] : corpus) {
-      sn::Info info;
-      info.name = name;
-      info.labels = labels;
-      if (filter.ok() && filter->Matches(info)) absl::StrAppend(&line, " ", name);
+      auto field = [&name = name, &labels = labels](absl::string_view first, const std::string& rest) {
+        if (first == "labels") return lazyblob::containerd::LabelOf(labels, rest);
+        return first == "name" ? std::optional<absl::string_view>(name) : std::nullopt;
+      };
+      if (filter.ok() && filter->Matches(field)) absl::StrAppend(&line, " ", name);
     }
     std::cout << (line.empty() ? "" : line.substr(1)) << "\n";
   }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "containerd/grpc_server.h"
 #include "snapshotter/labels.h"
 #include "snapshotter/snapshots_service.h"
 #include "tests/snapshotter/suite/mounted.h"
@@ -37,7 +38,8 @@ class SuiteTest : public ::testing::Test {
     auto opened = Snapshotter::Open(options_);
     ASSERT_TRUE(opened.ok()) << opened.status();
     snapshotter_ = *std::move(opened);
-    auto server = SnapshotServer::Start(dir_.File("run") + "/s.sock", snapshotter_.get());
+    service_ = SnapshotsService::Create(snapshotter_.get());
+    auto server = containerd::GrpcServer::Start(dir_.File("run") + "/s.sock", {service_->service()});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
     client_ = std::make_unique<WireClient>(dir_.File("run") + "/s.sock");
@@ -45,6 +47,7 @@ class SuiteTest : public ::testing::Test {
   void Restart() {
     client_.reset();
     server_.reset();
+    service_.reset();
     snapshotter_.reset();
     layers_.Forget();
     Start();
@@ -103,7 +106,8 @@ class SuiteTest : public ::testing::Test {
   support::FakeLazyLayers layers_;
   SnapshotterOptions options_;
   std::unique_ptr<Snapshotter> snapshotter_;
-  std::unique_ptr<SnapshotServer> server_;
+  std::unique_ptr<SnapshotsService> service_;
+  std::unique_ptr<containerd::GrpcServer> server_;
   std::unique_ptr<WireClient> client_;
   int count_ = 0;
 };

@@ -16,7 +16,7 @@ namespace lazyblob::snapshotter::suite {
 
 class WireClient {
  public:
-  using Api = containerd::services::snapshots::v1::Snapshots;
+  using Api = ::containerd::services::snapshots::v1::Snapshots;
 
   // `address`: path of the socket, at most 107 bytes.
   explicit WireClient(const std::string& address);
@@ -44,6 +44,6 @@ class WireClient {
 };
 
 absl::Status FromGrpc(const grpc::Status& status);
-Info FromProto(const containerd::services::snapshots::v1::Info& info);
+Info FromProto(const ::containerd::services::snapshots::v1::Info& info);
 
 }  // namespace lazyblob::snapshotter::suite

@@ -1,4 +1,4 @@
-#include "snapshotter/internal/socket_place.h"
+#include "containerd/internal/socket_place.h"
 
 #include <fcntl.h>
 #include <sys/socket.h>
@@ -13,7 +13,7 @@
 #include "absl/strings/str_format.h"
 #include "base/status.h"
 
-namespace lazyblob::snapshotter::internal {
+namespace lazyblob::containerd::internal {
 namespace {
 
 absl::Status Refuse(absl::string_view path, absl::string_view why) {
@@ -97,4 +97,4 @@ absl::Status SocketPlace::Secure() const {
 
 void SocketPlace::Remove() const { unlinkat(directory_.get(), name_.c_str(), 0); }
 
-}  // namespace lazyblob::snapshotter::internal
+}  // namespace lazyblob::containerd::internal

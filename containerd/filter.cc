@@ -1,4 +1,4 @@
-#include "snapshotter/filter.h"
+#include "containerd/filter.h"
 
 #include <re2/re2.h>
 
@@ -12,7 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "base/status.h"
 
-namespace lazyblob::snapshotter {
+namespace lazyblob::containerd {
 namespace {
 
 using Condition = Filter::Condition;
@@ -141,7 +141,8 @@ class Parser {
       path.push_back(std::move(field));
     } while (Consume('.'));
     Condition condition;
-    Resolve(path, &condition);
+    condition.name = path[0];
+    condition.rest = absl::StrJoin(path.begin() + 1, path.end(), ".");
     if (AtEnd() || At(',')) return condition;
 
     RETURN_IF_ERROR(ParseOperator(&condition));
@@ -159,15 +160,6 @@ class Parser {
     if (!expression->ok()) return Error(at, absl::StrCat("not an expression: ", expression->error()));
     condition.expression = std::move(expression);
     return condition;
-  }
-
-  static void Resolve(const std::vector<std::string>& path, Condition* condition) {
-    if (path[0] == "name") condition->field = Condition::Field::kName;
-    if (path[0] == "parent") condition->field = Condition::Field::kParent;
-    if (path[0] == "kind") condition->field = Condition::Field::kKind;
-    if (path[0] != "labels") return;
-    condition->field = Condition::Field::kLabel;
-    condition->label = absl::StrJoin(path.begin() + 1, path.end(), ".");
   }
 
   absl::StatusOr<std::string> ParseField() {
@@ -285,40 +277,8 @@ class Parser {
   size_t pos_ = 0;
 };
 
-absl::string_view KindName(Kind kind) {
-  switch (kind) {
-    case Kind::kView:
-      return "view";
-    case Kind::kActive:
-      return "active";
-    case Kind::kCommitted:
-      return "committed";
-  }
-  return "";
-}
-
-// The value of the condition's field; nullopt: absent.
-std::optional<absl::string_view> FieldOf(const Info& info, const Condition& condition) {
-  switch (condition.field) {
-    case Condition::Field::kName:
-      return info.name;
-    case Condition::Field::kParent:
-      return info.parent;
-    case Condition::Field::kKind:
-      return KindName(info.kind);
-    case Condition::Field::kLabel: {
-      auto label = info.labels.find(condition.label);
-      if (label == info.labels.end()) return std::nullopt;
-      return label->second;
-    }
-    case Condition::Field::kUnknown:
-      break;
-  }
-  return std::nullopt;
-}
-
-bool Holds(const Condition& condition, const Info& info) {
-  std::optional<absl::string_view> field = FieldOf(info, condition);
+bool Holds(const Condition& condition, FieldOf field_of) {
+  std::optional<absl::string_view> field = field_of(condition.name, condition.rest);
   absl::string_view value = field.value_or("");
   switch (condition.op) {
     case Condition::Op::kPresent:
@@ -335,10 +295,17 @@ bool Holds(const Condition& condition, const Info& info) {
 
 }  // namespace
 
-bool Filter::Matches(const Info& info) const {
+std::optional<absl::string_view> LabelOf(const std::map<std::string, std::string>& labels,
+                                         const std::string& key) {
+  auto label = labels.find(key);
+  if (label == labels.end()) return std::nullopt;
+  return label->second;
+}
+
+bool Filter::Matches(FieldOf field) const {
   if (any_.empty()) return true;
   return std::any_of(any_.begin(), any_.end(), [&](const std::vector<Condition>& all) {
-    return std::all_of(all.begin(), all.end(), [&](const Condition& one) { return Holds(one, info); });
+    return std::all_of(all.begin(), all.end(), [&](const Condition& one) { return Holds(one, field); });
   });
 }
 
@@ -361,4 +328,4 @@ absl::StatusOr<Filter> ParseFilters(const std::vector<std::string>& texts) {
   return filter;
 }
 
-}  // namespace lazyblob::snapshotter
+}  // namespace lazyblob::containerd

@@ -8,11 +8,11 @@
 #include "absl/status/statusor.h"
 #include "base/file.h"
 
-namespace lazyblob::snapshotter::internal {
+namespace lazyblob::containerd::internal {
 
 class SocketPlace {
  public:
-  // Prepares the directory and removes a socket on which nobody listens; errors as of SnapshotServer::Start.
+  // Prepares the directory and removes a socket on which nobody listens; errors as of GrpcServer::Start.
   static absl::StatusOr<SocketPlace> Take(const std::string& address);
 
   // A path of the socket that is short enough for bind(2); valid while the object lives.
@@ -28,4 +28,4 @@ class SocketPlace {
   std::string name_;
 };
 
-}  // namespace lazyblob::snapshotter::internal
+}  // namespace lazyblob::containerd::internal
