@@ -1,0 +1,146 @@
+// What containerd's namespaces hold of lazy blobs. A zero-byte commit of a shared blob never reaches the
+// store behind containerd, so it is asked for; and where no client writes a blob, it is held for them.
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status.h"
+#include "contentservice/internal/learned_blobs_impl.h"
+
+namespace lazyblob::contentservice {
+namespace {
+
+constexpr absl::Duration kLongestLook = absl::Seconds(10);
+constexpr absl::Duration kFirstTry = absl::Milliseconds(100);
+constexpr absl::Duration kLastTry = absl::Minutes(1);
+
+}  // namespace
+
+absl::StatusOr<bool> LearnedBlobsImpl::IsHeld(const base::Digest& digest) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> namespaces, options_.namespaces->List());
+  for (const std::string& name_space : namespaces) {
+    const absl::Status found = options_.namespaces->BlobLabels(name_space, digest).status();
+    if (found.ok()) return true;
+    if (!absl::IsNotFound(found)) return found;
+  }
+  return false;
+}
+
+void LearnedBlobsImpl::Expect(const base::Digest& digest, absl::Duration wait, absl::Duration until) {
+  const absl::StatusOr<bool> held = IsHeld(digest);
+  if (held.ok() && *held) {
+    SetHeld(digest);
+    return;
+  }
+  absl::MutexLock lock(&mutex_);
+  auto found = blobs_.find(digest);
+  if (found == blobs_.end() || stopped_) return;
+  if (options_.clock->Monotonic() + wait > until || found->second.record.held || found->second.whole) {
+    found->second.expected = false;
+    return;
+  }
+  holders_->RunAfter(
+      wait, [this, digest, wait, until] { Expect(digest, std::min(2 * wait, kLongestLook), until); });
+}
+
+void LearnedBlobsImpl::SetHeld(const base::Digest& digest) {
+  {
+    absl::MutexLock lock(&mutex_);
+    auto found = blobs_.find(digest);
+    if (found == blobs_.end() || found->second.whole) return;
+    found->second.expected = false;
+    found->second.record.held = true;
+  }
+  SaveBlob(digest);
+}
+
+void LearnedBlobsImpl::HoldLater(const std::string& name_space, const base::Digest& layer) {
+  if (name_space.empty()) return;
+  absl::MutexLock lock(&mutex_);
+  if (stopped_ || holders_ == nullptr || !holding_.emplace(name_space, layer).second) return;
+  holders_->Run([this, name_space, layer] { Hold(name_space, layer, kFirstTry); });
+}
+
+void LearnedBlobsImpl::Hold(const std::string& name_space, const base::Digest& digest, absl::Duration wait) {
+  oci::Descriptor blob;
+  std::vector<std::string> repositories;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (auto found = blobs_.find(digest); found != blobs_.end()) {
+      blob = found->second.record.blob;
+      repositories = Repositories(found->second);
+    }
+  }
+  absl::Status held = absl::NotFoundError("no image is known that has it, or no registry to read it from");
+  if (!repositories.empty()) {
+    held = options_.namespaces->BlobLabels(name_space, digest).status();
+    if (absl::IsNotFound(held)) {
+      held = options_.namespaces->Hold(name_space, blob, SourceLabels(repositories));
+    }
+  }
+  if (held.ok()) SetHeld(digest);
+  absl::MutexLock lock(&mutex_);
+  if (held.ok() || stopped_ || wait > kLastTry) {
+    holding_.erase({name_space, digest});
+    if (!held.ok() && !stopped_) {
+      Log(held, absl::StrCat("namespace ", base::Printable(name_space), " does not hold layer ",
+                             digest.ToString(), ", so it cannot be pushed from there; pull the image again"));
+    }
+    return;
+  }
+  holders_->RunAfter(wait, [this, name_space, digest, wait] { Hold(name_space, digest, 2 * wait); });
+}
+
+void LearnedBlobsImpl::Recheck(const base::Digest& digest) {
+  oci::Descriptor blob;
+  std::vector<std::string> repositories;
+  {
+    absl::MutexLock lock(&mutex_);
+    auto found = blobs_.find(digest);
+    if (found == blobs_.end()) return;
+    blob = found->second.record.blob;
+    repositories = Repositories(found->second);
+  }
+  std::set<std::string> failed;
+  for (const std::string& repository : repositories) {
+    const auto source = options_.sources("registry:" + repository);
+    const auto sink = [](absl::Span<const uint8_t>) { return absl::OkStatus(); };
+    if (!source.ok() || IsMissing((*source)->Read(blob, {0, 1}, sink, {}))) failed.insert(repository);
+  }
+  if (failed.empty()) return;
+  {
+    absl::MutexLock lock(&mutex_);
+    auto found = blobs_.find(digest);
+    if (found == blobs_.end()) return;
+    found->second.record.failed.merge(failed);
+    if (Repositories(found->second).empty()) {
+      found->second.record.held = false;
+      options_.log(absl::StrCat("layer ", digest.ToString(),
+                                ": no registry that it is from has it, so it is ",
+                                "forgotten; pull its image again"));
+      if (!stopped_ && holders_ != nullptr) {
+        holders_->Run([this, digest] { Drop(digest, kFirstTry); });
+      }
+    }
+  }
+  SaveBlob(digest);
+}
+
+void LearnedBlobsImpl::Drop(const base::Digest& digest, absl::Duration wait) {
+  absl::Status status;
+  const absl::StatusOr<std::vector<std::string>> namespaces = options_.namespaces->List();
+  status.Update(namespaces.status());
+  if (namespaces.ok()) {
+    for (const std::string& name_space : *namespaces) {
+      status.Update(options_.namespaces->Drop(name_space, digest));
+    }
+  }
+  if (status.ok()) return;
+  absl::MutexLock lock(&mutex_);
+  if (stopped_) return;
+  if (wait > kLastTry) return Log(status, absl::StrCat("layer ", digest.ToString(), " cannot be forgotten"));
+  holders_->RunAfter(wait, [this, digest, wait] { Drop(digest, 2 * wait); });
+}
+
+}  // namespace lazyblob::contentservice
