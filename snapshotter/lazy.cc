@@ -17,10 +17,6 @@ namespace {
 
 constexpr size_t kMaxNotLazy = 4096;
 
-absl::Status TargetExists(absl::string_view ref) {
-  return absl::AlreadyExistsError(absl::StrCat("target snapshot ", Quoted(ref), ": already exists"));
-}
-
 // Of an InsertLazy that is not to take place, though nothing went wrong.
 constexpr absl::string_view kChainConflict = "chain-conflict";
 absl::Status ChainConflict(const LayerClaim& claim, const LayerMount& other) {
@@ -57,36 +53,69 @@ void SnapshotterImpl::NoteNotLazy(const std::string& layer, const std::string& r
                    " is not lazy (", reason, "): ", line));
 }
 
+absl::StatusOr<std::optional<LayerClaim>> SnapshotterImpl::FindClaim(const Request& request,
+                                                                     const std::string& chain,
+                                                                     const std::vector<Record>& known) {
+  absl::StatusOr<std::optional<LayerClaim>> parsed = ParseClaim(request.labels);
+  if (absl::IsInvalidArgument(parsed.status())) return parsed;
+  if (!parsed.ok()) {
+    NoteNotLazy(chain, "", "bad-labels", parsed.status().message());
+    return std::nullopt;
+  }
+  if (parsed->has_value()) return parsed;
+  std::vector<LayerClaim> claims;
+  if (options_.chains != nullptr) {
+    base::Digest diff_id;
+    if (auto told = request.labels.find(kLabelDiffId);
+        told != request.labels.end() && !told->second.empty()) {
+      ASSIGN_OR_RETURN(diff_id, base::Digest::Parse(told->second));
+    }
+    claims = options_.chains->ClaimsOf(chain, diff_id, request.cancel);
+  }
+  if (claims.size() == 1) return std::move(claims.front());
+  if (claims.empty()) {
+    NoteNotLazy(chain, "", "no-reference", WhyNoClaim(request.labels));
+    return std::nullopt;
+  }
+  for (LayerClaim& claim : claims) {
+    for (const Record& record : known) {
+      if (record.layer->layer == claim.layer) return std::move(claim);
+    }
+  }
+  NoteNotLazy(chain, claims.front().reference, "chain-ambiguous",
+              absl::StrCat("layers ", claims[0].layer.ToString(), " and ", claims[1].layer.ToString(),
+                           " of different images make the same chain, and the labels do not say which is "
+                           "meant"));
+  return std::nullopt;
+}
+
+absl::Status SnapshotterImpl::TargetExists(const Request& request, const LayerClaim& claim) {
+  if (options_.chains != nullptr) options_.chains->Prepared(request.key, claim);
+  return absl::AlreadyExistsError(absl::StrCat("target snapshot ", Quoted(claim.chain), ": already exists"));
+}
+
 std::optional<absl::Status> SnapshotterImpl::TryLazy(const Request& request, const Base& base) {
   auto ref = request.labels.find(kLabelSnapshotRef);
   if (ref == request.labels.end() || ref->second.empty()) return std::nullopt;
-  absl::StatusOr<std::optional<LayerClaim>> parsed = ParseClaim(request.labels);
-  if (absl::IsInvalidArgument(parsed.status())) return parsed.status();
-  if (!parsed.ok()) {
-    NoteNotLazy(ref->second, "", "bad-labels", parsed.status().message());
-    return std::nullopt;
-  }
-  if (!parsed->has_value()) {
-    NoteNotLazy(ref->second, "", "no-reference", WhyNoClaim(request.labels));
-    return std::nullopt;
-  }
-  const LayerClaim& claim = **parsed;
-  const std::string layer = claim.layer.ToString();
-
   std::vector<Record> known;
   int64_t dead = 0;
   absl::Status status = store_->Read([&](MetaStore::Transaction& transaction) -> absl::Status {
-    ASSIGN_OR_RETURN(known, transaction.LazyByRef(claim.chain, base.parent_id));
+    ASSIGN_OR_RETURN(known, transaction.LazyByRef(ref->second, base.parent_id));
     return absl::OkStatus();
   });
   if (!status.ok()) return status;
+  absl::StatusOr<std::optional<LayerClaim>> found = FindClaim(request, ref->second, known);
+  if (!found.ok()) return found.status();
+  if (!found->has_value()) return std::nullopt;
+  const LayerClaim& claim = **found;
+  const std::string layer = claim.layer.ToString();
   for (const Record& record : known) {
     if (record.layer->layer != claim.layer) {
       NoteNotLazy(layer, claim.reference, kChainConflict, ChainConflict(claim, *record.layer).message());
       return std::nullopt;
     }
     Link link{record.id, record.info.name, record.layer};
-    if (EnsureAlive(link).ok()) return TargetExists(claim.chain);
+    if (EnsureAlive(link).ok()) return TargetExists(request, claim);
     dead = record.id;
   }
 
@@ -120,6 +149,7 @@ std::optional<absl::Status> SnapshotterImpl::CommitLazily(const Request& request
   absl::Status status = base::FaultPoint("snapshotter/lazy/mounted");
   int64_t id = 0;
   bool was_held = false;
+  bool quicker = false;
   std::optional<LayerMount> replaced;
   auto body = [&](MetaStore::Transaction& transaction) -> absl::Status {
     Record record;
@@ -135,7 +165,10 @@ std::optional<absl::Status> SnapshotterImpl::CommitLazily(const Request& request
     }
     if (!known.empty()) {
       record = std::move(known.front());
-      if (record.id != dead) return TargetExists(claim.chain);  // somebody else was quicker
+      if (record.id != dead) {
+        quicker = true;
+        return absl::AlreadyExistsError("somebody else was quicker");
+      }
       was_held = Held(record.id);
       if (was_held) replaced = record.layer;
       RETURN_IF_ERROR(transaction.SetLayer(record.id, mounted));
@@ -162,6 +195,7 @@ std::optional<absl::Status> SnapshotterImpl::CommitLazily(const Request& request
   }
   if (!status.ok()) {
     options_.layers->Unmount(mounted);
+    if (quicker) return TargetExists(request, claim);
     const std::string reason = NotLazyReason(status);
     if (reason.empty()) return status;
     NoteNotLazy(claim.layer.ToString(), claim.reference, reason, status.message());
@@ -169,7 +203,7 @@ std::optional<absl::Status> SnapshotterImpl::CommitLazily(const Request& request
   }
   base::FaultPoint("snapshotter/lazy/done").IgnoreError();
   if (replaced.has_value()) options_.layers->Unmount(*replaced);
-  return TargetExists(claim.chain);
+  return TargetExists(request, claim);
 }
 
 }  // namespace lazyblob::snapshotter

@@ -54,6 +54,21 @@ struct Usage {
 absl::Status NotLazyError(absl::string_view reason, const absl::Status& why);
 std::string NotLazyReason(const absl::Status& status);
 
+// Layers that are known though no label names them, because containerd's content service saw the documents of
+// their images. Thread-safe.
+class LearnedChains {
+ public:
+  virtual ~LearnedChains() = default;
+
+  // The layers known to make `chain`, one claim per layer digest; none: unknown. `diff_id` empty: not told.
+  // Waits some seconds at most for what is just being learned.
+  virtual std::vector<LayerClaim> ClaimsOf(const std::string& chain, const base::Digest& diff_id,
+                                           const std::shared_ptr<base::CancelToken>& cancel) = 0;
+  // A Prepare of `key` ("<namespace>/<number>/<name>" where containerd asks) was answered with the lazy layer
+  // of `claim`: no client will write its blob into that namespace. Returns at once.
+  virtual void Prepared(const std::string& key, const LayerClaim& claim) = 0;
+};
+
 // Thread-safe.
 class LazyLayers {
  public:

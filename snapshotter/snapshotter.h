@@ -50,7 +50,8 @@ struct MountSpec {
 struct SnapshotterOptions {
   // `<root>/snapshots.db` and `<root>/s/<id>/{fs,work}`; short, so that many lower directories fit one mount.
   std::string root;
-  LazyLayers* layers = nullptr;  // outlives the snapshotter
+  LazyLayers* layers = nullptr;     // outlives the snapshotter
+  LearnedChains* chains = nullptr;  // likewise; null: only labels name layers
   const base::Clock* clock = &base::SystemClock();
   std::function<void(absl::string_view)> log;  // one line each, any thread; empty: stderr
 };
@@ -93,8 +94,9 @@ class Snapshotter {
   // `paths`: "labels", "labels.<key>"; none: all that may change (the labels). An absent or empty value of
   // "labels.<key>" deletes it. InvalidArgument: any other path.
   virtual absl::StatusOr<Info> Update(const Info& info, const std::vector<std::string>& paths) = 0;
-  // Every snapshot that any of `filters` matches (none, or an empty one: all), ordered by name. No lock is
-  // held while `visit` runs; its error ends the walk. InvalidArgument: a filter that is not one.
+  // Every snapshot that any of `filters` matches (none, or an empty one: all), ordered by name; fields
+  // are name, parent, kind (view, active, committed) and labels.<key> (containerd/filter.h). No lock is held
+  // while `visit` runs; its error ends the walk. InvalidArgument: a filter that is not one.
   virtual absl::Status List(const std::vector<std::string>& filters,
                             absl::FunctionRef<absl::Status(const Info&)> visit) = 0;
   virtual absl::StatusOr<Usage> GetUsage(const std::string& key) = 0;

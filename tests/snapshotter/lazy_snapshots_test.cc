@@ -174,6 +174,60 @@ TEST_F(LazySnapshotsTest, AnotherLayerUnderTheSameChainIsNotBelieved) {
   EXPECT_THAT(FindByRef("a", ""), ElementsAre("a"));
 }
 
+// What a content service knows of chains.
+class FakeChains final : public LearnedChains {
+ public:
+  std::vector<LayerClaim> ClaimsOf(const std::string& chain, const base::Digest&,
+                                   const std::shared_ptr<base::CancelToken>&) override {
+    std::vector<LayerClaim> claims;
+    for (const base::Digest& layer : layers[chain]) {
+      LayerClaim claim;
+      claim.reference = "registry.test/learned@sha256:...";
+      claim.layer = layer;
+      claim.chain = chain;
+      claims.push_back(claim);
+    }
+    return claims;
+  }
+  void Prepared(const std::string& key, const LayerClaim& claim) override {
+    prepared.push_back(key + " " + claim.layer.ToString());
+  }
+  std::map<std::string, std::vector<base::Digest>> layers;
+  std::vector<std::string> prepared;
+};
+
+TEST_F(LazySnapshotsTest, AChainThatWasLearnedNeedsNoLabels) {
+  FakeChains chains;
+  chains.layers["chain"] = {LayerDigest("a")};
+  options_.chains = &chains;
+  snapshotter_.reset();
+  Open();
+  const Labels labels = {{kLabelSnapshotRef, "chain"}};
+  EXPECT_TRUE(absl::IsAlreadyExists(Prepare("ns/1/one", "", labels).status()));
+  EXPECT_EQ(layers_->last_claim().layer, LayerDigest("a"));
+  EXPECT_EQ(layers_->last_claim().chain, "chain");
+  EXPECT_TRUE(absl::IsAlreadyExists(Prepare("ns/2/two", "", labels).status()));
+  const std::string layer = LayerDigest("a").ToString();
+  EXPECT_EQ(chains.prepared, (std::vector<std::string>{"ns/1/one " + layer, "ns/2/two " + layer}))
+      << "nobody else writes the blob";
+  EXPECT_TRUE(Prepare("ns/3/three", "", {{kLabelSnapshotRef, "another chain"}}).ok());
+  EXPECT_EQ(chains.prepared.size(), 2u);
+  EXPECT_EQ(snapshotter_->NotLazyLayers().at(0).reason, "no-reference");
+}
+
+TEST_F(LazySnapshotsTest, AChainOfTwoLayersIsBelievedOnlyWhereOneIsThere) {
+  FakeChains chains;
+  chains.layers["chain"] = {LayerDigest("a"), LayerDigest("b")};
+  options_.chains = &chains;
+  snapshotter_.reset();
+  Open();
+  EXPECT_TRUE(Prepare("one", "", {{kLabelSnapshotRef, "chain"}}).ok());
+  EXPECT_EQ(layers_->mount_calls(), 0);
+  EXPECT_EQ(snapshotter_->NotLazyLayers().at(0).reason, "chain-ambiguous");
+  ASSERT_TRUE(absl::IsAlreadyExists(Prepare("two", "", LazyLabels("chain", LayerDigest("b"))).status()));
+  EXPECT_TRUE(absl::IsAlreadyExists(Prepare("three", "", {{kLabelSnapshotRef, "chain"}}).status()));
+}
+
 TEST_F(LazySnapshotsTest, TheSameRefOnAnotherParentIsAnotherSnapshot) {
   MakeCommitted("ns1/1/base");
   MakeCommitted("ns2/2/base");
