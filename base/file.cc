@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
@@ -86,6 +87,18 @@ absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, uint32_t m
   int fd = RetryEintr([&] { return open(path.c_str(), flags | O_CLOEXEC, mode); });
   if (fd < 0) return ErrnoStatus(errno, absl::StrCat("open ", path));
   return UniqueFd(fd);
+}
+
+absl::StatusOr<UniqueFd> OpenNamelessFile(const std::string& directory) {
+  const std::string what = absl::StrCat("a nameless file in ", Printable(directory));
+  UniqueFd fd(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (fd.valid()) return fd;
+  if (errno != EOPNOTSUPP && errno != EISDIR) return ErrnoStatus(errno, what);
+  std::string name = absl::StrCat(directory, "/.nameless-XXXXXX");
+  fd = UniqueFd(::mkostemp(name.data(), O_CLOEXEC));
+  if (!fd.valid()) return ErrnoStatus(errno, what);
+  if (::unlink(name.c_str()) != 0) return ErrnoStatus(errno, absl::StrCat("unlink ", name));
+  return fd;
 }
 
 absl::Status PreadFull(int fd, uint64_t offset, absl::Span<uint8_t> out) {

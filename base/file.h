@@ -44,6 +44,10 @@ class UniqueFd {
 // open(2) with O_CLOEXEC added.
 absl::StatusOr<UniqueFd> OpenFile(const std::string& path, int flags, uint32_t mode = 0600);
 
+// A new file without a name on the file system of `directory`, for reading and writing: it is gone with its
+// last descriptor. Where the file system knows such files it can still be given a name (linkat).
+absl::StatusOr<UniqueFd> OpenNamelessFile(const std::string& directory);
+
 // Reads exactly out.size() bytes at `offset`; OutOfRange when the file ends before.
 absl::Status PreadFull(int fd, uint64_t offset, absl::Span<uint8_t> out);
 // Writes all of `data` at `offset`.

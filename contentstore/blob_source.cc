@@ -15,7 +15,7 @@
 namespace lazyblob::contentstore {
 namespace {
 
-constexpr uint64_t kLayoutBlockBytes = 256 << 10;
+constexpr uint64_t kFileBlockBytes = 256 << 10;
 
 class RegistrySource final : public BlobSource {
  public:
@@ -53,6 +53,44 @@ class UrlSource final : public BlobSource {
   const std::string url_;
 };
 
+class FileSource final : public BlobSource {
+ public:
+  explicit FileSource(std::string path) : path_(std::move(path)) {}
+
+  std::string name() const override { return absl::StrCat("file:", path_); }
+  bool local() const override { return true; }
+
+  absl::Status Read(const oci::Descriptor& blob, registry::ByteRange range, registry::BodySink sink,
+                    const registry::CallContext& context) override {
+    // Non-blocking, so that a FIFO in its place cannot hang us.
+    ASSIGN_OR_RETURN(const base::UniqueFd file, base::OpenFile(path_, O_RDONLY | O_NONBLOCK));
+    struct stat st{};
+    if (fstat(file.get(), &st) != 0)
+      return base::ErrnoStatus(errno, absl::StrCat("stat ", base::Printable(path_)));
+    if (!S_ISREG(st.st_mode) || static_cast<uint64_t>(st.st_size) != blob.size) {
+      return absl::DataLossError(absl::StrCat(base::Printable(path_), " is not a file of ", blob.size,
+                                              " bytes as its descriptor says"));
+    }
+    if (!base::RangeWithin(range.offset, range.length, blob.size)) {
+      return absl::InvalidArgumentError(absl::StrCat("range is outside ", base::Printable(path_)));
+    }
+    std::vector<uint8_t> block(std::min(range.length, kFileBlockBytes));
+    for (uint64_t done = 0; done < range.length;) {
+      if (context.cancel != nullptr && context.cancel->cancelled()) return absl::CancelledError("cancelled");
+      const auto part = absl::MakeSpan(block).first(std::min<uint64_t>(block.size(), range.length - done));
+      RETURN_IF_ERROR(
+          base::Annotate(base::PreadFull(file.get(), range.offset + done, part), base::Printable(path_)));
+      if (context.bytes_received != nullptr) context.bytes_received->fetch_add(part.size());
+      RETURN_IF_ERROR(sink(part));
+      done += part.size();
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::string path_;
+};
+
 class LayoutSource final : public BlobSource {
  public:
   explicit LayoutSource(std::string directory) : directory_(std::move(directory)) {}
@@ -62,32 +100,9 @@ class LayoutSource final : public BlobSource {
 
   absl::Status Read(const oci::Descriptor& blob, registry::ByteRange range, registry::BodySink sink,
                     const registry::CallContext& context) override {
-    const std::string path = absl::StrCat(
-        directory_, "/blobs/",
-        blob.digest.algorithm() == base::DigestAlgorithm::kSha256 ? "sha256/" : "sha512/", blob.digest.hex());
-    // Non-blocking, so that a FIFO in its place cannot hang us.
-    ASSIGN_OR_RETURN(const base::UniqueFd file, base::OpenFile(path, O_RDONLY | O_NONBLOCK));
-    struct stat st{};
-    if (fstat(file.get(), &st) != 0)
-      return base::ErrnoStatus(errno, absl::StrCat("stat ", base::Printable(path)));
-    if (!S_ISREG(st.st_mode) || static_cast<uint64_t>(st.st_size) != blob.size) {
-      return absl::DataLossError(absl::StrCat(base::Printable(path), " is not a file of ", blob.size,
-                                              " bytes as its descriptor says"));
-    }
-    if (!base::RangeWithin(range.offset, range.length, blob.size)) {
-      return absl::InvalidArgumentError(absl::StrCat("range is outside ", base::Printable(path)));
-    }
-    std::vector<uint8_t> block(std::min(range.length, kLayoutBlockBytes));
-    for (uint64_t done = 0; done < range.length;) {
-      if (context.cancel != nullptr && context.cancel->cancelled()) return absl::CancelledError("cancelled");
-      const auto part = absl::MakeSpan(block).first(std::min<uint64_t>(block.size(), range.length - done));
-      RETURN_IF_ERROR(
-          base::Annotate(base::PreadFull(file.get(), range.offset + done, part), base::Printable(path)));
-      if (context.bytes_received != nullptr) context.bytes_received->fetch_add(part.size());
-      RETURN_IF_ERROR(sink(part));
-      done += part.size();
-    }
-    return absl::OkStatus();
+    const bool sha256 = blob.digest.algorithm() == base::DigestAlgorithm::kSha256;
+    return FileSource(absl::StrCat(directory_, "/blobs/", sha256 ? "sha256/" : "sha512/", blob.digest.hex()))
+        .Read(blob, range, sink, context);
   }
 
  private:
@@ -102,6 +117,10 @@ std::shared_ptr<BlobSource> MakeRegistrySource(registry::Client* client, const o
 
 std::shared_ptr<BlobSource> MakeUrlSource(registry::Client* client, const std::string& url) {
   return std::make_shared<UrlSource>(client, url);
+}
+
+std::shared_ptr<BlobSource> MakeFileSource(const std::string& path) {
+  return std::make_shared<FileSource>(path);
 }
 
 std::shared_ptr<BlobSource> MakeLayoutSource(const std::string& directory) {

@@ -37,6 +37,8 @@ class BlobSource {
 
 // `client` must outlive the source.
 std::shared_ptr<BlobSource> MakeRegistrySource(registry::Client* client, const oci::Reference& repository);
+// The blob alone, as a file.
+std::shared_ptr<BlobSource> MakeFileSource(const std::string& path);
 std::shared_ptr<BlobSource> MakeLayoutSource(const std::string& directory);
 // The blob alone, at an https URL (registry::Client::ReadUrl): never with credentials. The URL becomes the
 // name, so it must hold no secret. `client` must outlive the source.

@@ -19,6 +19,7 @@
 #include "base/file.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "contentstore/internal/blob_spools.h"
 #include "contentstore/internal/fetch_engine.h"
 #include "contentstore/internal/layer.h"
 #include "contentstore/internal/layer_builder.h"
@@ -70,7 +71,9 @@ class Store final : public ContentStore {
   explicit Store(ContentStoreOptions options)
       : options_(std::move(options)),
         layers_directory_(options_.root + "/layers"),
-        builder_options_{options_.limits, options_.log},
+        spools_({options_.blob_window_bytes, options_.blob_idle, options_.max_spool_bytes,
+                 options_.keep_blobs, options_.clock, options_.log}),
+        builder_options_{options_.limits, options_.log, &spools_},
         engine_(std::make_shared<FetchEngine>(
             FetchEngineOptions{{options_.min_range_bytes, options_.max_range_bytes, options_.max_memory_bytes,
                                 options_.fetch_threads},
@@ -89,6 +92,10 @@ class Store final : public ContentStore {
   absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) override;
   absl::Status ReadBlobAt(LazyLayer& layer, registry::ByteRange range, registry::BodySink sink,
                           const FetchContext& context) override;
+  absl::StatusOr<size_t> ReadBlob(LazyLayer& layer, uint64_t offset, absl::Span<uint8_t> out,
+                                  const FetchContext& context) override;
+  absl::StatusOr<std::string> KeepBlob(LazyLayer& layer, const FetchContext& context,
+                                       const Progress& progress) override;
   std::vector<std::string> SourceNames(LazyLayer& layer) override;
   absl::Status Remove(const base::Digest& digest) override;
 
@@ -119,6 +126,7 @@ class Store final : public ContentStore {
 
   const ContentStoreOptions options_;
   const std::string layers_directory_;
+  BlobSpools spools_;
   const LayerBuilderOptions builder_options_;
   const std::shared_ptr<FetchEngine> engine_;  // shared with layers that outlive the store
   base::UniqueFd lock_;
@@ -148,6 +156,7 @@ absl::Status Store::Start() {
   ASSIGN_OR_RETURN(lock_, LockRoot(options_.root, options_.lock_patience));
   RETURN_IF_ERROR(Restore());
   engine_->Start();
+  spools_.Start();
   layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kLayerThreads);
   toc_threads_ = std::make_unique<base::ThreadPool>("lb-toc", kLayerThreads);
   sync_thread_ = std::thread([this] { SyncLoop(); });
@@ -167,6 +176,7 @@ Store::~Store() {
   }
   for (const auto& task : tasks) task->cancel()->Cancel();
   engine_->Stop();
+  spools_.Stop();
   toc_threads_.reset();
   layer_threads_.reset();
   if (sync_thread_.joinable()) sync_thread_.join();
@@ -204,6 +214,7 @@ absl::Status Store::RestoreLayer(const std::string& name) {
     return absl::DataLossError("layer.json is of another layer");
   RETURN_IF_ERROR(base::RemoveTree(directory + "/build"));
   auto layer = std::make_shared<Layer>(record, directory, engine_, options_.source_factory);
+  if (access(layer->kept_path().c_str(), F_OK) == 0) layer->SetKept(Layer::Kept::kClaimed);
   absl::StatusOr<std::unique_ptr<LayerBody>> body = OpenLayerBody(directory, false);
   if (body.ok()) {
     layer->Install(*std::move(body));
@@ -395,14 +406,15 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
   const bool whole = range.length == blob.size;
   base::Hasher hasher(blob.digest.algorithm());
   const CredentialsList requesters = {context.credentials};
-  RETURN_IF_ERROR(StreamFromSources(
-      layer, range,
+  RETURN_IF_ERROR(spools_.Stream(
+      layer.shared_from_this(), range,
       [&](absl::Span<const uint8_t> bytes) {
         if (whole) hasher.Update(bytes);
         return sink(bytes);
       },
       StreamCaller{context.cause, context.deadline, context.cancel, [&] { return requesters; },
-                   context.first_source}));
+                   context.first_source},
+      context.keep_blob));
   if (whole) {
     const base::Digest found = hasher.Finish();
     if (found != blob.digest) {
@@ -413,6 +425,16 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
   return absl::OkStatus();
 }
 
+absl::StatusOr<size_t> Store::ReadBlob(LazyLayer& lazy, uint64_t offset, absl::Span<uint8_t> out,
+                                       const FetchContext& context) {
+  return spools_.Read(static_cast<Layer&>(lazy).shared_from_this(), offset, out, context);
+}
+
+absl::StatusOr<std::string> Store::KeepBlob(LazyLayer& lazy, const FetchContext& context,
+                                            const Progress& progress) {
+  return spools_.Keep(static_cast<Layer&>(lazy).shared_from_this(), context, progress);
+}
+
 std::vector<std::string> Store::SourceNames(LazyLayer& lazy) {
   std::vector<std::string> names;
   for (const auto& source : static_cast<Layer&>(lazy).Sources()) names.push_back(source->name());
@@ -421,6 +443,7 @@ std::vector<std::string> Store::SourceNames(LazyLayer& lazy) {
 
 absl::Status Store::Remove(const base::Digest& digest) {
   absl::MutexLock record_lock(&record_mutex_);
+  spools_.Drop(digest);
   std::string directory;
   // A fetch whose waiters have been answered holds the layer for some moments more.
   for (int looks = 0; directory.empty(); ++looks) {

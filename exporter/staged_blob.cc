@@ -1,32 +1,12 @@
 #include "exporter/staged_blob.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "base/fault.h"
 #include "base/status.h"
 
 namespace lazyblob::exporter {
-namespace {
-
-absl::StatusOr<base::UniqueFd> OpenNameless(const std::string& directory) {
-  const std::string what = absl::StrCat("a staging file in ", directory);
-  base::UniqueFd fd(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-  if (fd.valid()) return fd;
-  if (errno != EOPNOTSUPP && errno != EISDIR) return base::ErrnoStatus(errno, what);
-  std::string name = absl::StrCat(directory, "/.staged-XXXXXX");
-  fd = base::UniqueFd(::mkostemp(name.data(), O_CLOEXEC));
-  if (!fd.valid()) return base::ErrnoStatus(errno, what);
-  if (::unlink(name.c_str()) != 0) return base::ErrnoStatus(errno, absl::StrCat("unlink ", name));
-  return fd;
-}
-
-}  // namespace
 
 template <typename Done>
 absl::Status StagedBlob::WaitUntil(Done done, base::CancelToken* cancel) {
@@ -83,7 +63,7 @@ std::optional<StagedBlob::Whole> StagedBlob::whole() const {
 }
 
 absl::StatusOr<std::unique_ptr<StagedBlobWriter>> StagedBlobWriter::Create(const std::string& directory) {
-  ASSIGN_OR_RETURN(base::UniqueFd file, OpenNameless(directory));
+  ASSIGN_OR_RETURN(base::UniqueFd file, base::OpenNamelessFile(directory));
   return std::unique_ptr<StagedBlobWriter>(
       new StagedBlobWriter(std::shared_ptr<StagedBlob>(new StagedBlob(std::move(file))), directory));
 }

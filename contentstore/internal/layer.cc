@@ -256,13 +256,15 @@ std::vector<std::shared_ptr<BlobSource>> Layer::Sources() {
     if (source.ok() && *source != nullptr) made[name] = *std::move(source);
   }
   std::vector<std::shared_ptr<BlobSource>> result;
+  const size_t kept = kept_.load(std::memory_order_acquire) == Kept::kNo ? 0 : 1;
+  if (kept > 0) result.push_back(MakeFileSource(kept_path()));
   absl::MutexLock lock(&mutex_);
   for (Source& source : sources_) {
     const auto found = made.find(source.name);
     if (source.source == nullptr && found != made.end()) source.source = found->second;
     if (source.source == nullptr) continue;
     const bool first = source.name == preferred_source_;
-    result.insert(first ? result.begin() : result.end(), source.source);
+    result.insert(first ? result.begin() + static_cast<ptrdiff_t>(kept) : result.end(), source.source);
   }
   return result;
 }

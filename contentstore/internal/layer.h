@@ -83,6 +83,13 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   const LayerBody* body() const { return body_.load(std::memory_order_acquire); }
   void Install(std::unique_ptr<LayerBody> body) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // The original bytes as the file `blob`: there is none, one that an earlier run left, one that this run has
+  // compared with its digest. While there is one it is the first of the sources.
+  enum class Kept : uint8_t { kNo, kClaimed, kVerified };
+  Kept kept() const { return kept_.load(std::memory_order_acquire); }
+  void SetKept(Kept kept) { kept_.store(kept, std::memory_order_release); }
+  std::string kept_path() const { return directory_ + "/blob"; }
+
   struct Identity {
     oci::Descriptor descriptor;
     base::Digest diff_id;
@@ -138,6 +145,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   std::atomic<const Identity*> identity_;
   std::atomic<const LayerBody*> body_{nullptr};
   std::atomic<bool> quarantined_{false};
+  std::atomic<Kept> kept_{Kept::kNo};
   std::atomic<uint64_t> served_bytes_{0};
   std::array<std::atomic<uint64_t>, kFetchCauses> fetched_bytes_{};
   std::atomic<uint64_t> ahead_trigger_{UINT64_MAX};

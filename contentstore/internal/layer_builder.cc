@@ -181,14 +181,14 @@ absl::Status LayerBuilder::StreamOnce(layer::Format format, bool keep_data, size
   uint64_t received = 0;
   const StreamCaller caller{keep_data ? FetchCause::kStream : FetchCause::kIndex, absl::InfiniteDuration(),
                             task_.cancel(), [this] { return task_.Requesters(); }, first_source};
-  RETURN_IF_ERROR(StreamFromSources(
-      layer_, {0, blob.size},
+  RETURN_IF_ERROR(options_.spools->Stream(
+      layer_.shared_from_this(), {0, blob.size},
       [&](absl::Span<const uint8_t> bytes) -> absl::Status {
         received += bytes.size();
         task_.Report(received);
         return indexer->Feed(bytes, sink);
       },
-      caller));
+      caller, /*keep=*/false));
   RETURN_IF_ERROR(indexer->Finish(directory_, sink));
   if (keep_data && !data_.valid()) {
     options_.log(absl::StrCat("layer ", blob.digest.ToString(),

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "contentstore/internal/blob_spools.h"
 #include "contentstore/internal/layer.h"
 #include "contentstore/internal/shared_task.h"
 
@@ -18,6 +19,7 @@ namespace lazyblob::contentstore {
 struct LayerBuilderOptions {
   layer::BuildLimits limits;
   std::function<void(absl::string_view)> log;  // one line; never empty
+  BlobSpools* spools = nullptr;                // what is streamed whole goes by it
 };
 
 // Opens index and cache in the layer's directory. NotFound: there is no index. DataLoss: it is damaged.

@@ -1,6 +1,5 @@
 #include "contentstore/internal/shared_task.h"
 
-#include <algorithm>
 #include <optional>
 
 namespace lazyblob::contentstore {
@@ -60,16 +59,10 @@ absl::Status SharedTask::Wait(uint64_t ticket, const FetchContext& context, cons
 }
 
 CredentialsList SharedTask::Requesters() {
-  CredentialsList result;
+  CredentialsList all;
   absl::MutexLock lock(&mutex_);
-  for (const auto& [ticket, credentials] : callers_) {
-    if (std::find(result.begin(), result.end(), credentials) == result.end()) result.push_back(credentials);
-  }
-  if (result.size() > 1) {
-    std::rotate(result.begin(), result.begin() + static_cast<ptrdiff_t>(rotation_++ % result.size()),
-                result.end());
-  }
-  return result;
+  for (const auto& [ticket, credentials] : callers_) all.push_back(credentials);
+  return InTurn(all, rotation_++);
 }
 
 void SharedTask::Report(uint64_t received) {

@@ -13,6 +13,17 @@ bool Refused(const absl::Status& status) {
 
 }  // namespace
 
+CredentialsList InTurn(const CredentialsList& all, uint64_t turn) {
+  CredentialsList result;
+  for (const CredentialsPtr& one : all) {
+    if (std::find(result.begin(), result.end(), one) == result.end()) result.push_back(one);
+  }
+  if (result.size() > 1) {
+    std::rotate(result.begin(), result.begin() + static_cast<ptrdiff_t>(turn % result.size()), result.end());
+  }
+  return result;
+}
+
 absl::Status WithLivingCredentials(absl::FunctionRef<CredentialsList()> requesters,
                                    absl::FunctionRef<absl::Status(const CredentialsPtr&)> read) {
   CredentialsList tried;

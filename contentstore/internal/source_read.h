@@ -14,6 +14,9 @@ namespace lazyblob::contentstore {
 using CredentialsPtr = std::shared_ptr<const registry::CredentialsProvider>;
 using CredentialsList = std::vector<CredentialsPtr>;
 
+// Those of `all` that differ, beginning with another one each turn.
+CredentialsList InTurn(const CredentialsList& all, uint64_t turn);
+
 // Calls `read` with the credentials of one living requester, and as long as the source refuses them with
 // those of the next. `requesters` is asked before each attempt: who has left meanwhile is not impersonated.
 // An empty list means nobody in particular (null: the client's own credentials).

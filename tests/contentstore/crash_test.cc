@@ -59,6 +59,7 @@ TEST_F(Victim, DISABLED_Runs) {
   base::ArmFaultsFromEnvironment();
   Open();
   std::shared_ptr<LazyLayer> layer = Add(SharedLayer());
+  if (what == "keep") store_->KeepBlob(*layer, {}, {}).IgnoreError();
   ASSERT_TRUE(store_->EnsureIndexed(*layer, what == "index", {}, {}).ok());
   ASSERT_TRUE(Read(*layer, 0, 20 * kChunk).ok());
   if (what == "unlazy") store_->Unlazy(*layer, {}, {}).IgnoreError();
@@ -120,6 +121,27 @@ TEST_F(CrashTest, AKilledBuildLeavesGarbageOnly) {
     ASSERT_TRUE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
     EXPECT_EQ(layer->state(), LayerState::kComplete);
     EXPECT_EQ(Read(*layer, 0, layer->data_size()).value(), DataArea(made));
+    layer.reset();
+    ASSERT_TRUE(store_->Remove(made.descriptor.digest).ok());
+    Close();
+  }
+}
+
+TEST_F(CrashTest, AKilledKeepLeavesTheWholeBlobOrNone) {
+  for (const char* point : {"contentstore.blob.write", "contentstore.blob.sync", "contentstore.blob.link",
+                            "contentstore.blob.linked"}) {
+    SCOPED_TRACE(point);
+    ASSERT_EQ(RunVictim("keep", std::string(point) + "=kill"), SIGKILL);
+    const support::Layer made = SharedLayer();
+    Open();
+    std::shared_ptr<LazyLayer> layer = Add(made);
+    const bool linked = access(LayerFile(*layer, "blob").c_str(), F_OK) == 0;
+    EXPECT_EQ(linked, std::string(point) == "contentstore.blob.linked");
+    ForgetRequests();
+    const absl::StatusOr<std::string> path = store_->KeepBlob(*layer, {}, {});
+    ASSERT_TRUE(path.ok()) << path.status();
+    EXPECT_EQ(base::ReadFile(*path, 1 << 20).value(), made.blob);
+    EXPECT_EQ(RequestCount(), linked ? 0 : 1);
     layer.reset();
     ASSERT_TRUE(store_->Remove(made.descriptor.digest).ok());
     Close();
