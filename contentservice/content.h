@@ -24,6 +24,10 @@
 #include "base/clock.h"
 #include "base/digest.h"
 
+namespace lazyblob::base {
+class Sqlite;
+}  // namespace lazyblob::base
+
 namespace lazyblob::contentservice {
 
 using Labels = std::map<std::string, std::string>;
@@ -60,7 +64,7 @@ class Writer {
   virtual absl::Status Truncate(uint64_t size) = 0;
   // The ingest becomes the blob: durable on return; the writer is of no more use. `size` 0 and an empty
   // `expected` are not compared. AlreadyExists: the blob is there (the ingest is gone). FailedPrecondition:
-  // size or digest differ (the ingest is kept).
+  // size or digest differ (the ingest is kept). NotFound: aborted meanwhile.
   virtual absl::Status Commit(uint64_t size, const base::Digest& expected, const Labels& labels) = 0;
 };
 
@@ -88,7 +92,9 @@ class LazyBlobs {
 };
 
 struct ContentOptions {
-  std::string root;           // created 0700: content.db, blobs/<algorithm>/<hex>, ingest/
+  std::string root;  // created 0700: content.db, blobs/<algorithm>/<hex>, ingest/
+  // content.db of `root`, where others keep records too (content_database.h); null: opened by the store.
+  base::Sqlite* database = nullptr;
   LazyBlobs* lazy = nullptr;  // outlives the store; null: nothing is lazy
   const base::Clock* clock = &base::SystemClock();
   std::function<void(absl::string_view)> log;  // one line each, any thread; empty: stderr
@@ -110,15 +116,17 @@ class Content {
   // No lock is held while `visit` runs; its error ends the walk.
   virtual absl::Status List(const std::vector<std::string>& filters,
                             absl::FunctionRef<absl::Status(const Info&)> visit) = 0;
-  // Reads under way keep what they read.
+  // From memory; record and file go a moment later, so that a crash at once may bring it back. Reads under
+  // way keep what they read.
   virtual absl::Status Delete(const base::Digest& digest) = 0;
-  // [offset, offset+size) of the blob, size 0: to its end. OutOfRange: beyond it.
+  // [offset, offset+size) of the blob, size 0: to its end. OutOfRange: beyond it. DataLoss: the file is not
+  // what its name says.
   virtual absl::Status Read(const base::Digest& digest, uint64_t offset, uint64_t size, ReadSink sink,
                             const std::shared_ptr<base::CancelToken>& cancel) = 0;
 
-  // Begins or resumes an ingest. AlreadyExists: the blob `expected` is there. Unavailable: somebody has the
-  // ref open. InvalidArgument: a ref or total that is none. FailedPrecondition: another total or expected
-  // digest than it began with.
+  // Begins or resumes an ingest; what is there is hashed again. One that began with another total begins
+  // anew; `expected` may be told late, or another. AlreadyExists: the blob `expected` is there. Unavailable:
+  // somebody has the ref open. InvalidArgument: a ref that is none.
   virtual absl::StatusOr<std::unique_ptr<Writer>> OpenWriter(const std::string& ref, uint64_t total,
                                                              const base::Digest& expected) = 0;
   virtual absl::StatusOr<IngestStatus> Status(const std::string& ref) = 0;
@@ -127,8 +135,15 @@ class Content {
   // NotFound: no such ingest. One that somebody has open is removed under its writer, whose Commit fails.
   virtual absl::Status Abort(const std::string& ref) = 0;
 
-  // A whole held blob's file, for those who work on bytes in place; NotFound for lazy ones too.
+  // A whole held blob's file, for those who work on bytes in place; NotFound for lazy ones too. Bytes of
+  // imported blobs may not be verified yet.
   virtual absl::StatusOr<std::string> HeldFile(const base::Digest& digest) = 0;
+
+  // The files `directory`/<algorithm>/<hex> become blobs, hard links where the file system allows it and
+  // copies elsewhere, durable on return; how many were not there before. Their names are believed until they
+  // are read first: what then has another digest is dropped.
+  virtual absl::StatusOr<size_t> Adopt(const std::string& directory,
+                                       const std::vector<base::Digest>& digests) = 0;
 };
 
 }  // namespace lazyblob::contentservice
