@@ -153,6 +153,7 @@ const std::vector<Key>& Keys() {
          return OneOf(at, {"error", "warning", "info", "debug"}, &c->log_level);
        }},
       {"cache", "max_bytes", [](const Place& at, Config* c) { return Size(at, &c->cache.max_bytes); }},
+      {"cache", "keep_blobs", [](const Place& at, Config* c) { return Flag(at, &c->cache.keep_blobs); }},
       {"fuse", "mode",
        [](const Place& at, Config* c) {
          return OneOf(at, {"auto", "erofs", "loop", "fuse"}, &c->fuse.mode);

@@ -20,7 +20,8 @@ struct Config {
 
   struct Cache {
     friend bool operator==(const Cache&, const Cache&) = default;
-    uint64_t max_bytes = 0;  // of layers that no snapshot or mount uses; 0: no limit
+    uint64_t max_bytes = 0;   // of layers that no snapshot or mount uses; 0: no limit
+    bool keep_blobs = false;  // original bytes that were read whole stay in the store
   } cache;
   struct Fuse {
     friend bool operator==(const Fuse&, const Fuse&) = default;

@@ -147,6 +147,7 @@ class Daemon {
     contentstore::ContentStoreOptions store;
     store.root = root() + "/layers";
     store.source_factory = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
+    store.keep_blobs = options_.config.cache.keep_blobs;
     store.log = log_;
     ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
 
