@@ -20,6 +20,7 @@
 #include "proto/containerd_images.grpc.pb.h"
 #include "proto/containerd_introspection.grpc.pb.h"
 #include "proto/containerd_leases.grpc.pb.h"
+#include "proto/containerd_namespaces.grpc.pb.h"
 #include "proto/containerd_version.grpc.pb.h"
 #include "proto/snapshots.grpc.pb.h"
 
@@ -31,6 +32,7 @@ namespace diff = ::containerd::services::diff::v1;
 namespace images = ::containerd::services::images::v1;
 namespace introspection = ::containerd::services::introspection::v1;
 namespace leases = ::containerd::services::leases::v1;
+namespace namespaces = ::containerd::services::namespaces::v1;
 namespace snapshots = ::containerd::services::snapshots::v1;
 namespace types = ::containerd::types;
 namespace version = ::containerd::services::version::v1;
@@ -104,6 +106,7 @@ class Client final : public ContainerdClient {
     images_ = images::Images::NewStub(channel);
     introspection_ = introspection::Introspection::NewStub(channel);
     leases_ = leases::Leases::NewStub(channel);
+    namespaces_ = namespaces::Namespaces::NewStub(channel);
     snapshots_ = snapshots::Snapshots::NewStub(channel);
     version_ = version::Version::NewStub(channel);
   }
@@ -132,6 +135,17 @@ class Client final : public ContainerdClient {
                          plugin.init_err().message()});
     }
     return plugins;
+  }
+
+  absl::StatusOr<std::vector<std::string>> Namespaces() override {
+    namespaces::ListNamespacesRequest request;
+    namespaces::ListNamespacesResponse response;
+    RETURN_IF_ERROR(Call("list namespaces", kShortCall, [&](grpc::ClientContext* context) {
+      return namespaces_->List(context, request, &response);
+    }));
+    std::vector<std::string> names;
+    for (const auto& known : response.namespaces()) names.push_back(known.name());
+    return names;
   }
 
   absl::StatusOr<std::string> CreateLease(absl::Duration lifetime) override {
@@ -189,6 +203,27 @@ class Client final : public ContainerdClient {
     content::UpdateResponse response;
     return Call(absl::StrCat("content Update of ", request.info().digest()), kShortCall,
                 [&](grpc::ClientContext* context) { return content_->Update(context, request, &response); });
+  }
+
+  absl::Status DeleteContent(const base::Digest& blob) override {
+    content::DeleteContentRequest request;
+    request.set_digest(blob.ToString());
+    google::protobuf::Empty response;
+    const absl::Status status =
+        Call(absl::StrCat("content Delete of ", request.digest()), kShortCall,
+             [&](grpc::ClientContext* context) { return content_->Delete(context, request, &response); });
+    return absl::IsNotFound(status) ? absl::OkStatus() : status;
+  }
+
+  absl::StatusOr<std::vector<std::string>> ImageNames() override {
+    images::ListImagesRequest request;
+    images::ListImagesResponse response;
+    RETURN_IF_ERROR(Call("list images", kShortCall, [&](grpc::ClientContext* context) {
+      return images_->List(context, request, &response);
+    }));
+    std::vector<std::string> names;
+    for (const auto& image : response.images()) names.push_back(image.name());
+    return names;
   }
 
   absl::Status PutImage(const std::string& name, const oci::Descriptor& target) override {
@@ -435,6 +470,7 @@ class Client final : public ContainerdClient {
   std::unique_ptr<images::Images::Stub> images_;
   std::unique_ptr<introspection::Introspection::Stub> introspection_;
   std::unique_ptr<leases::Leases::Stub> leases_;
+  std::unique_ptr<namespaces::Namespaces::Stub> namespaces_;
   std::unique_ptr<snapshots::Snapshots::Stub> snapshots_;
   std::unique_ptr<version::Version::Stub> version_;
 };

@@ -54,6 +54,9 @@ class ContainerdClient {
   virtual absl::StatusOr<std::string> Version() = 0;
   virtual absl::StatusOr<std::vector<ContainerdPlugin>> Plugins() = 0;
 
+  // Of all clients.
+  virtual absl::StatusOr<std::vector<std::string>> Namespaces() = 0;
+
   // A lease that containerd drops by itself after `lifetime`; returns its id.
   virtual absl::StatusOr<std::string> CreateLease(absl::Duration lifetime) = 0;
   // Later calls are made under this lease; empty: none.
@@ -68,7 +71,10 @@ class ContainerdClient {
   // NotFound: no such blob.
   virtual absl::StatusOr<Labels> ContentLabels(const base::Digest& blob) = 0;
   virtual absl::Status SetContentLabels(const base::Digest& blob, const Labels& labels) = 0;
+  // NotFound is success.
+  virtual absl::Status DeleteContent(const base::Digest& blob) = 0;
 
+  virtual absl::StatusOr<std::vector<std::string>> ImageNames() = 0;
   // Creates the record, or points the existing one at `target`, its labels kept.
   virtual absl::Status PutImage(const std::string& name, const oci::Descriptor& target) = 0;
 

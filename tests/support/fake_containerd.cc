@@ -19,6 +19,7 @@
 #include "proto/containerd_images.grpc.pb.h"
 #include "proto/containerd_introspection.grpc.pb.h"
 #include "proto/containerd_leases.grpc.pb.h"
+#include "proto/containerd_namespaces.grpc.pb.h"
 #include "proto/containerd_version.grpc.pb.h"
 #include "proto/snapshots.grpc.pb.h"
 
@@ -30,6 +31,7 @@ namespace diff = ::containerd::services::diff::v1;
 namespace images = ::containerd::services::images::v1;
 namespace introspection = ::containerd::services::introspection::v1;
 namespace leases = ::containerd::services::leases::v1;
+namespace namespaces = ::containerd::services::namespaces::v1;
 namespace snapshots = ::containerd::services::snapshots::v1;
 namespace version = ::containerd::services::version::v1;
 using google::protobuf::Empty;
@@ -66,19 +68,19 @@ class Content final : public content::Content::Service {
  public:
   Content(State* state, FakeContainerd* knobs) : state_(*state), knobs_(*knobs) {}
 
-  Status Info(ServerContext* context, const content::InfoRequest* request,
-              content::InfoResponse* response) override {
+  grpc::Status Info(ServerContext* context, const content::InfoRequest* request,
+                    content::InfoResponse* response) override {
     state_.Log(context, "Info " + request->digest());
     absl::MutexLock lock(&state_.mutex);
     auto blob = state_.blobs.find(request->digest());
     if (blob == state_.blobs.end()) return {StatusCode::NOT_FOUND, "not found"};
     response->mutable_info()->mutable_labels()->insert(blob->second.labels.begin(),
                                                        blob->second.labels.end());
-    return Status::OK;
+    return grpc::Status::OK;
   }
 
-  Status Update(ServerContext* context, const content::UpdateRequest* request,
-                content::UpdateResponse*) override {
+  grpc::Status Update(ServerContext* context, const content::UpdateRequest* request,
+                      content::UpdateResponse*) override {
     state_.Log(context, "Update " + request->info().digest());
     absl::MutexLock lock(&state_.mutex);
     auto blob = state_.blobs.find(request->info().digest());
@@ -88,19 +90,26 @@ class Content final : public content::Content::Service {
       std::string key = path.substr(7);
       blob->second.labels[key] = request->info().labels().at(key);
     }
-    return Status::OK;
+    return grpc::Status::OK;
   }
 
-  Status Abort(ServerContext* context, const content::AbortRequest* request, Empty*) override {
+  grpc::Status Delete(ServerContext* context, const content::DeleteContentRequest* request, Empty*) override {
+    state_.Log(context, "Delete " + request->digest());
+    absl::MutexLock lock(&state_.mutex);
+    return state_.blobs.erase(request->digest()) > 0 ? grpc::Status::OK
+                                                     : grpc::Status(StatusCode::NOT_FOUND, "blob");
+  }
+
+  grpc::Status Abort(ServerContext* context, const content::AbortRequest* request, Empty*) override {
     state_.Log(context, "Abort " + request->ref());
     absl::MutexLock lock(&state_.mutex);
     state_.ingests.erase(request->ref());
-    return Status::OK;
+    return grpc::Status::OK;
   }
 
-  Status Write(ServerContext* context,
-               grpc::ServerReaderWriter<content::WriteContentResponse, content::WriteContentRequest>* stream)
-      override {
+  grpc::Status Write(ServerContext* context,
+                     grpc::ServerReaderWriter<content::WriteContentResponse, content::WriteContentRequest>*
+                         stream) override {
     content::WriteContentRequest request;
     std::string ref;
     std::string expected;
@@ -121,7 +130,10 @@ class Content final : public content::Content::Service {
         ref = request.ref();
       }
       if (state_.blobs.contains(expected)) return {StatusCode::ALREADY_EXISTS, expected};
+      const std::string lease = Header(context, "containerd-lease");
+      if (!lease.empty() && !state_.leases.contains(lease)) return {StatusCode::NOT_FOUND, "lease"};
       std::string& bytes = state_.ingests[ref];
+      if (auto behind = knobs_.shared.find(expected); behind != knobs_.shared.end()) bytes = behind->second;
       if (request.action() != content::STAT && request.offset() != static_cast<int64_t>(bytes.size())) {
         return {StatusCode::OUT_OF_RANGE, "offset"};
       }
@@ -138,11 +150,11 @@ class Content final : public content::Content::Service {
             bytes, {request.labels().begin(), request.labels().end()}, Header(context, "containerd-lease")};
         state_.ingests.erase(ref);
         stream->Write(response);
-        return Status::OK;
+        return grpc::Status::OK;
       }
       stream->Write(response);
     }
-    return Status::OK;
+    return grpc::Status::OK;
   }
 
  private:
@@ -231,12 +243,33 @@ class Images final : public images::Images::Service {
     bool fresh = state_.images.emplace(request->image().name(), request->image().target().digest()).second;
     return fresh ? Status::OK : Status(StatusCode::ALREADY_EXISTS, "image");
   }
+  Status List(ServerContext* context, const images::ListImagesRequest*,
+              images::ListImagesResponse* response) override {
+    state_.Log(context, "List images");
+    absl::MutexLock lock(&state_.mutex);
+    for (const auto& [name, target] : state_.images) response->add_images()->set_name(name);
+    return Status::OK;
+  }
   Status Update(ServerContext* context, const images::UpdateImageRequest* request,
                 images::UpdateImageResponse*) override {
     state_.Log(context, "Update image " + request->image().name());
     absl::MutexLock lock(&state_.mutex);
     if (!state_.images.contains(request->image().name())) return {StatusCode::NOT_FOUND, "image"};
     state_.images[request->image().name()] = request->image().target().digest();
+    return Status::OK;
+  }
+
+ private:
+  State& state_;
+};
+
+class Namespaces final : public namespaces::Namespaces::Service {
+ public:
+  explicit Namespaces(State* state) : state_(*state) {}
+  Status List(ServerContext*, const namespaces::ListNamespacesRequest*,
+              namespaces::ListNamespacesResponse* response) override {
+    absl::MutexLock lock(&state_.mutex);
+    for (const std::string& name : state_.namespaces) response->add_namespaces()->set_name(name);
     return Status::OK;
   }
 
@@ -324,13 +357,14 @@ class FakeContainerd::Impl {
         snapshots_(&state, knobs),
         images_(&state),
         leases_(&state),
+        namespaces_(&state),
         diff_(&state, knobs),
         introspection_(knobs),
         version_(knobs) {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("unix:" + socket, grpc::InsecureServerCredentials());
     for (grpc::Service* service : std::initializer_list<grpc::Service*>{
-             &content_, &snapshots_, &images_, &leases_, &diff_, &introspection_, &version_}) {
+             &content_, &snapshots_, &images_, &leases_, &namespaces_, &diff_, &introspection_, &version_}) {
       builder.RegisterService(service);
     }
     server_ = builder.BuildAndStart();
@@ -348,6 +382,7 @@ class FakeContainerd::Impl {
   Snapshots snapshots_;
   Images images_;
   Leases leases_;
+  Namespaces namespaces_;
   Diff diff_;
   Introspection introspection_;
   VersionService version_;
@@ -388,6 +423,10 @@ void FakeContainerd::PutBlob(const std::string& digest, const std::string& bytes
 void FakeContainerd::PutIngest(const std::string& ref, const std::string& bytes) {
   absl::MutexLock lock(&impl_->state.mutex);
   impl_->state.ingests[ref] = bytes;
+}
+void FakeContainerd::DeleteLeases() {
+  absl::MutexLock lock(&impl_->state.mutex);
+  impl_->state.leases.clear();
 }
 void FakeContainerd::PutImage(const std::string& name, const std::string& target) {
   absl::MutexLock lock(&impl_->state.mutex);

@@ -58,6 +58,8 @@ class FakeContainerd {
   };
   // Prepares answer AlreadyExists so many times without the snapshot being there.
   int vanishing = 0;
+  // Digest to bytes: what the store behind has. Writers find it written.
+  std::map<std::string, std::string> shared;
   // Writes are refused (another writer holds the reference) so many times.
   int locked = 0;
   // Waited for by every Prepare, if set.
@@ -76,6 +78,7 @@ class FakeContainerd {
   // What an interrupted writer left under `ref`.
   void PutIngest(const std::string& ref, const std::string& bytes);
   void PutImage(const std::string& name, const std::string& target);
+  void DeleteLeases();
   // Waits until a line of the log begins so; false after 10 s.
   bool AwaitLog(const std::string& prefix) const;
 
