@@ -183,6 +183,9 @@ const std::vector<Key>& Keys() {
       {"credentials", "cri", [](const Place& at, Config* c) { return Flag(at, &c->credentials.cri); }},
       {"credentials", "cri_image_service",
        [](const Place& at, Config* c) { return SocketPath(at, &c->credentials.cri_image_service); }},
+      {"content", "enabled", [](const Place& at, Config* c) { return Flag(at, &c->content.enabled); }},
+      {"content", "containerd_address",
+       [](const Place& at, Config* c) { return SocketPath(at, &c->content.containerd_address); }},
   };
   return keys;
 }

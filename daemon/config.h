@@ -48,6 +48,11 @@ struct Config {
     bool cri = false;                // learn from kubelet's pulls, proxied to the next
     std::string cri_image_service = "/run/containerd/containerd.sock";
   } credentials;
+  struct Content {
+    friend bool operator==(const Content&, const Content&) = default;
+    bool enabled = false;  // serve containerd's content store on `address`
+    std::string containerd_address = "/run/containerd/containerd.sock";  // whose content it is
+  } content;
 };
 
 // InvalidArgument "FILE:LINE: what is wrong, what it must be" for the first thing that is wrong. `path` must
