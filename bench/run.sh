@@ -1,8 +1,8 @@
 #!/bin/bash
 # The figures of docs/PERFORMANCE.md, measured in one run; prints a Markdown table. Exit status 1 if a limit is passed.
-#   bench/run.sh [--smoke] [PART…]     parts: tree pull index small; default: all
+#   bench/run.sh [--smoke] [PART…]     parts: tree pull index small export; default: all
 #   LAZYBLOB_ROUNDS                    rounds per measurement, the median counts (default 5)
-# --smoke: one round, a small "million", limits are shown but not judged.
+# --smoke: one round, a small "million", pushes of a 32nd; limits are shown but not judged.
 # Needs root; images and state under $LAZYBLOB_WORK (default build/e2e), on a real disk.
 . "$(dirname "$0")/../tests/e2e/lib/common.sh"
 . "$E2E_DIR/lib/registry.sh"
@@ -10,8 +10,8 @@
 . "$E2E_DIR/lib/judge.sh"
 . "$E2E_DIR/lib/lazyblob.sh"
 BENCH_DIR=$SOURCE_DIR/bench
-ROUNDS=${LAZYBLOB_ROUNDS:-5} ENTRIES=1000000 SMOKE=
-if [ "${1:-}" = --smoke ]; then SMOKE=1 ROUNDS=1 ENTRIES=20000; shift; fi
+ROUNDS=${LAZYBLOB_ROUNDS:-5} ENTRIES=1000000 SHRINK=1 SMOKE=
+if [ "${1:-}" = --smoke ]; then SMOKE=1 ROUNDS=1 ENTRIES=20000 SHRINK=32; shift; fi
 LB_TIMEOUT=300
 need_root
 need_programs
@@ -205,6 +205,10 @@ small() {
   row "peak memory for a mount of four eStargz layers" three-memory - 40 MiB
 }
 
-[ $# -gt 0 ] || set -- tree pull index small
-for part in "$@"; do log "$part"; $part; done
+. "$BENCH_DIR/export.sh"
+[ $# -gt 0 ] || set -- tree pull index small export
+for part in "$@"; do
+  log "$part"
+  case $part in export) export_part ;; *) "$part" ;; esac   # `export` is the shell's own
+done
 "$PYTHON" "$BENCH_DIR/table.py" ${SMOKE:+--smoke} "$RESULTS"
