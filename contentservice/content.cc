@@ -82,8 +82,8 @@ bool Matches(const containerd::Filter& filter, const Info& info) {
 
 class LocalContent final : public Content {
  public:
-  LocalContent(ContentOptions options, std::unique_ptr<base::Sqlite> own, base::Sqlite& database)
-      : options_(std::move(options)), own_database_(std::move(own)), database_(database) {}
+  LocalContent(ContentOptions options, std::unique_ptr<base::Sqlite> database)
+      : options_(std::move(options)), database_(std::move(database)) {}
   absl::Status Start();
 
   absl::StatusOr<Info> GetInfo(const base::Digest& digest) override;
@@ -145,8 +145,7 @@ class LocalContent final : public Content {
   absl::StatusOr<size_t> AdoptSome(const std::string& directory, absl::Span<const base::Digest> digests);
 
   const ContentOptions options_;
-  const std::unique_ptr<base::Sqlite> own_database_;
-  base::Sqlite& database_;
+  const std::unique_ptr<base::Sqlite> database_;
   std::unique_ptr<Ingests> ingests_;
   absl::Mutex mutex_;  // nothing is waited for or written under it
   std::map<base::Digest, Held> held_ ABSL_GUARDED_BY(mutex_);
@@ -228,7 +227,7 @@ absl::Status LocalContent::Start() {
   ingests.pool = &pool_;
   ingests.log = [this](absl::string_view line) { Log(std::string(line)); };
   ASSIGN_OR_RETURN(ingests_, Ingests::Open(std::move(ingests)));
-  ASSIGN_OR_RETURN(std::vector<BlobRecord> records, LoadBlobs(database_));
+  ASSIGN_OR_RETURN(std::vector<BlobRecord> records, LoadBlobs(*database_));
   return Reconcile(std::move(records));
 }
 
@@ -262,7 +261,7 @@ absl::Status LocalContent::Reconcile(std::vector<BlobRecord> records) {
     const base::Digest digest = record.info.digest;
     held_[digest] = {std::make_shared<const Info>(std::move(record.info)), record.verified};
   }
-  if (!lost.empty()) RETURN_IF_ERROR(DeleteBlobs(database_, lost));
+  if (!lost.empty()) RETURN_IF_ERROR(DeleteBlobs(*database_, lost));
   for (const auto& [digest, size] : files) RETURN_IF_ERROR(base::RemoveTree(PathOf(digest)));
   return absl::OkStatus();
 }
@@ -296,7 +295,7 @@ absl::StatusOr<Info> LocalContent::Update(const Info& info, const std::vector<st
     return now;
   }
   RETURN_IF_ERROR(base::FaultPoint("content/update/begin"));
-  RETURN_IF_ERROR(PutBlobs(database_, {{now, held->verified}}));
+  RETURN_IF_ERROR(PutBlobs(*database_, {{now, held->verified}}));
   RETURN_IF_ERROR(base::FaultPoint("content/update/recorded"));
   absl::MutexLock lock(&mutex_);
   auto found = held_.find(now.digest);
@@ -355,7 +354,7 @@ void LocalContent::RemoveDropped() {
       mutex_.Await(absl::Condition(&unclaimed));
     }
     absl::Status status = base::FaultPoint("content/delete/begin");
-    if (status.ok()) status = DeleteBlobs(database_, digests);
+    if (status.ok()) status = DeleteBlobs(*database_, digests);
     if (status.ok()) status = base::FaultPoint("content/delete/record-deleted");
     if (!status.ok()) {
       Log(absl::StrCat("content: ", digests.size(),
@@ -449,7 +448,7 @@ absl::Status LocalContent::Verify(const base::Digest& digest,
     return absl::DataLossError(why);
   }
   // What is not recorded is verified again after the next start.
-  const absl::Status recorded = PutBlobs(database_, {{*held->info, true}});
+  const absl::Status recorded = PutBlobs(*database_, {{*held->info, true}});
   if (!recorded.ok()) Log(absl::StrCat("content: ", recorded.message()));
   absl::MutexLock lock(&mutex_);
   if (auto found = held_.find(digest); found != held_.end()) found->second.verified = true;
@@ -498,7 +497,7 @@ absl::Status LocalContent::Commit(Ingest& ingest, const Labels& labels) {
       RETURN_IF_ERROR(base::FaultPoint("content/commit/renamed"));
       RETURN_IF_ERROR(base::SyncDirectory(DirectoryOf(info.digest.algorithm())));
       RETURN_IF_ERROR(base::FaultPoint("content/commit/named"));
-      return PutBlobs(database_, {{info, true}});
+      return PutBlobs(*database_, {{info, true}});
     }();
     if (!recorded.ok()) {
       const absl::Status back = ingest.MoveBack(path);
@@ -559,7 +558,7 @@ absl::StatusOr<size_t> LocalContent::AdoptSome(const std::string& directory,
     for (base::DigestAlgorithm algorithm : kAlgorithms) {
       RETURN_IF_ERROR(base::SyncDirectory(DirectoryOf(algorithm)));
     }
-    return PutBlobs(database_, records);
+    return PutBlobs(*database_, records);
   }();
   if (!status.ok()) {
     for (const BlobRecord& record : records) unlink(PathOf(record.info.digest).c_str());
@@ -573,13 +572,8 @@ absl::StatusOr<size_t> LocalContent::AdoptSome(const std::string& directory,
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Content>> Content::Open(ContentOptions options) {
-  RETURN_IF_ERROR(base::MakeDirectories(options.root));
-  std::unique_ptr<base::Sqlite> own;
-  if (options.database == nullptr) {
-    ASSIGN_OR_RETURN(own, OpenDatabase(options.root));
-  }
-  base::Sqlite& database = options.database != nullptr ? *options.database : *own;
-  auto content = std::make_unique<LocalContent>(std::move(options), std::move(own), database);
+  ASSIGN_OR_RETURN(std::unique_ptr<base::Sqlite> database, OpenDatabase(options.root));
+  auto content = std::make_unique<LocalContent>(std::move(options), std::move(database));
   RETURN_IF_ERROR(content->Start());
   return content;
 }

@@ -24,10 +24,6 @@
 #include "base/clock.h"
 #include "base/digest.h"
 
-namespace lazyblob::base {
-class Sqlite;
-}  // namespace lazyblob::base
-
 namespace lazyblob::contentservice {
 
 using Labels = std::map<std::string, std::string>;
@@ -92,15 +88,13 @@ class LazyBlobs {
 };
 
 struct ContentOptions {
-  std::string root;  // created 0700: content.db, blobs/<algorithm>/<hex>, ingest/
-  // content.db of `root`, where others keep records too (content_database.h); null: opened by the store.
-  base::Sqlite* database = nullptr;
+  std::string root;           // created 0700: content.db, blobs/<algorithm>/<hex>, ingest/
   LazyBlobs* lazy = nullptr;  // outlives the store; null: nothing is lazy
   const base::Clock* clock = &base::SystemClock();
   std::function<void(absl::string_view)> log;  // one line each, any thread; empty: stderr
 };
 
-// Thread-safe.
+// Thread-safe. Outlives its writers.
 class Content {
  public:
   // Opens or creates; finishes or undoes what a crash left half done. Reads the database, no blob.

@@ -4,21 +4,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <spawn.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <csignal>
-#include <cstdlib>
-#include <filesystem>
-#include <map>
 
-#include "absl/strings/str_split.h"
 #include "base/fault.h"
 #include "tests/snapshotter/snapshotter_harness.h"
-
-extern char** environ;
+#include "tests/support/victim.h"
 
 namespace lazyblob::snapshotter {
 namespace {
@@ -104,35 +96,8 @@ class CrashTest : public SnapshotterTest {
     if (operation == "update") return key->labels.at("l") == "new";
     return true;  // Cleanup: seen by the directories
   }
-  // Runs the victim, below the program and arguments of `wrapper` if there are any, until it dies; the signal
-  // that killed it, 0 when it ended by itself.
-  int RunVictim(const std::string& operation, const std::string& point,
-                std::vector<std::string> wrapper = {}) {
-    // What the victim leaves lies below our directory and goes with it.
-    const std::string variables[] = {
-        "LAZYBLOB_TEST_TMPDIR=" + dir_.path(), "LAZYBLOB_VICTIM_ROOT=" + dir_.path(),
-        "LAZYBLOB_VICTIM_TASK=" + operation,
-        point.empty() ? "LAZYBLOB_FAULTS=" : "LAZYBLOB_FAULTS=" + point + "=kill"};
-    std::vector<char*> environment;
-    // A traced process cannot look for leaks.
-    if (!wrapper.empty()) environment.push_back(const_cast<char*>("ASAN_OPTIONS=detect_leaks=0"));
-    for (const std::string& variable : variables) environment.push_back(const_cast<char*>(variable.c_str()));
-    for (char** variable = environ; *variable != nullptr; ++variable) environment.push_back(*variable);
-    environment.push_back(nullptr);
-    for (const char* argument : {"", "--gtest_filter=Victim.*", "--gtest_also_run_disabled_tests"}) {
-      wrapper.push_back(*argument == 0 ? std::filesystem::read_symlink("/proc/self/exe").string() : argument);
-    }
-    std::vector<char*> arguments;
-    for (std::string& argument : wrapper) arguments.push_back(argument.data());
-    arguments.push_back(nullptr);
-    pid_t pid = 0;
-    if (posix_spawnp(&pid, arguments[0], nullptr, nullptr, arguments.data(), environment.data()) != 0) {
-      return -1;
-    }
-    int status = 0;
-    if (waitpid(pid, &status, 0) != pid) return -1;
-    if (WIFSIGNALED(status)) return WTERMSIG(status);
-    return WEXITSTATUS(status) == 0 ? 0 : -1;
+  int RunVictim(const std::string& operation, const std::string& point) {
+    return support::RunVictim(dir_.path(), operation, point);
   }
   // Makes everything afresh for an operation, closed.
   void StartAgain(const std::string& operation) {
@@ -174,15 +139,14 @@ class Victim : public CrashTest {
 };
 
 TEST_F(Victim, DISABLED_Runs) {
-  const char* root = std::getenv("LAZYBLOB_VICTIM_ROOT");
-  const char* task = std::getenv("LAZYBLOB_VICTIM_TASK");
-  ASSERT_TRUE(root != nullptr && task != nullptr) << "runs only for the crash tests";
-  options_.root = std::string(root) + "/root";
-  layers_ = std::make_unique<support::FakeLazyLayers>(std::string(root) + "/m");
+  const std::string root = support::VictimRoot();
+  ASSERT_NE(root, "") << "runs only for the crash tests";
+  options_.root = root + "/root";
+  layers_ = std::make_unique<support::FakeLazyLayers>(root + "/m");
   options_.layers = layers_.get();
   Open();
   base::ArmFaultsFromEnvironment();
-  Do(task).IgnoreError();
+  Do(support::VictimTask()).IgnoreError();
 }
 
 TEST_F(CrashTest, EveryOperationIsWhollyDoneOrWhollyAbsent) {
@@ -197,41 +161,17 @@ TEST_F(CrashTest, EveryOperationIsWhollyDoneOrWhollyAbsent) {
   }
 }
 
-// System calls that change files, in what the snapshotter and SQLite do.
-constexpr char kMutating[] =
-    "mkdir,chmod,chown,lchown,fchmod,fchown,rename,renameat,unlink,unlinkat,rmdir,pwrite64,ftruncate,fsync,"
-    "fdatasync,fallocate";
-
-// How often each of them is called by one thread at most, by name, from strace's output ("PID name(…").
-std::map<std::string, int> CountCalls(const std::string& trace) {
-  std::map<std::pair<std::string, std::string>, int> by_thread;
-  for (absl::string_view line : absl::StrSplit(trace, '\n')) {
-    const std::vector<std::string> words =
-        absl::StrSplit(line.substr(0, line.find('(')), ' ', absl::SkipEmpty());
-    if (words.size() == 2 && line.find('(') != absl::string_view::npos) ++by_thread[{words[0], words[1]}];
-  }
-  std::map<std::string, int> counts;
-  for (const auto& [key, count] : by_thread) counts[key.second] = std::max(counts[key.second], count);
-  return counts;
-}
-
 TEST_F(CrashTest, KilledAtAnyMutatingSystemCallItIsWholeToo) {
   int kills = 0;
-  const std::string trace = dir_.File("trace");
   for (const Operation& operation : kOperations) {
     StartAgain(operation.name);
-    ASSERT_EQ(RunVictim(operation.name, "",
-                        {"strace", "-f", "-qq", "-o", trace, "-e", absl::StrCat("trace=", kMutating)}),
-              0)
-        << "needs strace";
-    for (const auto& [call, count] : CountCalls(base::ReadFile(trace, 64 << 20).value())) {
+    const auto calls = support::CountVictimCalls(dir_.path(), operation.name, support::kMutatingCalls);
+    ASSERT_FALSE(calls.empty()) << "needs strace";
+    for (const auto& [call, count] : calls) {
       for (int when = 1; when <= count; ++when) {
         SCOPED_TRACE(absl::StrCat(operation.name, " killed at ", call, " number ", when));
         StartAgain(operation.name);
-        const std::string inject = absl::StrCat("inject=", call, ":signal=KILL:when=", when);
-        ASSERT_EQ(RunVictim(operation.name, "",
-                            {"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call, "-e", inject}),
-                  SIGKILL);
+        ASSERT_EQ(support::RunVictimUntil(dir_.path(), operation.name, call, when), SIGKILL);
         Open();
         ExpectWhole(operation.name);
         ++kills;
