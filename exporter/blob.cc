@@ -38,26 +38,31 @@ class WholeBlob : public Blob {
 class LazyBlob final : public WholeBlob {
  public:
   LazyBlob(contentstore::ContentStore* store, std::shared_ptr<contentstore::LazyLayer> layer,
-           oci::Descriptor descriptor, std::vector<oci::Reference> repositories)
+           oci::Descriptor descriptor, std::vector<oci::Reference> repositories, bool keep)
       : WholeBlob(std::move(descriptor)),
         store_(*store),
         layer_(std::move(layer)),
-        repositories_(std::move(repositories)) {}
+        repositories_(std::move(repositories)),
+        keep_(keep) {}
 
   absl::Status Read(uint64_t offset, registry::BodySink sink,
                     const contentstore::FetchContext& context) override {
     RETURN_IF_ERROR(CheckOffset(offset, descriptor_.size, descriptor_.digest));
     if (offset == descriptor_.size) return absl::OkStatus();
-    return store_.ReadBlobAt(*layer_, {offset, descriptor_.size - offset}, sink, context);
+    contentstore::FetchContext fetch = context;
+    fetch.keep_blob = keep_;
+    return store_.ReadBlobAt(*layer_, {offset, descriptor_.size - offset}, sink, fetch);
   }
   std::vector<std::string> sources() const override { return store_.SourceNames(*layer_); }
   std::vector<oci::Reference> repositories() const override { return repositories_; }
+  std::string origin() const override { return absl::StrCat("layer:", layer_->id()); }
   bool local() const override { return false; }
 
  private:
   contentstore::ContentStore& store_;
   const std::shared_ptr<contentstore::LazyLayer> layer_;  // held by its mounts too
   const std::vector<oci::Reference> repositories_;
+  const bool keep_;
 };
 
 class StagedBlobReader final : public Blob {
@@ -153,8 +158,9 @@ class LayoutBlob final : public WholeBlob {
 
 std::shared_ptr<Blob> MakeLazyBlob(contentstore::ContentStore* store,
                                    std::shared_ptr<contentstore::LazyLayer> layer, oci::Descriptor descriptor,
-                                   std::vector<oci::Reference> repositories) {
-  return std::make_shared<LazyBlob>(store, std::move(layer), std::move(descriptor), std::move(repositories));
+                                   std::vector<oci::Reference> repositories, bool keep) {
+  return std::make_shared<LazyBlob>(store, std::move(layer), std::move(descriptor), std::move(repositories),
+                                    keep);
 }
 
 std::shared_ptr<Blob> MakeStagedBlob(std::shared_ptr<StagedBlob> staged,

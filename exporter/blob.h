@@ -36,15 +36,18 @@ class Blob {
   virtual std::vector<std::string> sources() const { return {}; }
   // Where it is known to exist already: candidates for a mount.
   virtual std::vector<oci::Reference> repositories() const { return {}; }
+  // Blobs of one digest and one origin have their bytes from the same place: one read can serve them all.
+  // Empty: it shares with nobody.
+  virtual std::string origin() const { return {}; }
   // Local bytes cost no network to read.
   virtual bool local() const = 0;
 };
 
 // `store` outlives it. The layer's descriptor keeps its media type and annotations as the manifest named
-// them.
+// them. With `keep` its bytes stay in the store once they were read.
 std::shared_ptr<Blob> MakeLazyBlob(contentstore::ContentStore* store,
                                    std::shared_ptr<contentstore::LazyLayer> layer, oci::Descriptor descriptor,
-                                   std::vector<oci::Reference> repositories);
+                                   std::vector<oci::Reference> repositories, bool keep = false);
 // `descriptor` is called once, when `staged` is complete, to turn digest and size into a descriptor.
 std::shared_ptr<Blob> MakeStagedBlob(std::shared_ptr<StagedBlob> staged,
                                      std::function<oci::Descriptor(const StagedBlob::Whole&)> descriptor);

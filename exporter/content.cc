@@ -38,6 +38,7 @@ class SourceBlob final : public Blob {
     return source_->Read(descriptor_, {offset, descriptor_.size - offset}, sink, call);
   }
   std::vector<oci::Reference> repositories() const override { return repositories_; }
+  std::string origin() const override { return source_->name(); }
   bool local() const override { return source_->local(); }
 
  private:
@@ -211,7 +212,8 @@ class Reader {
       handler.descriptor = descriptor;
       if (here != nullptr) handler.sources.push_back(origin_.source());
       ASSIGN_OR_RETURN(std::shared_ptr<contentstore::LazyLayer> layer, parts_.store->AddHandler(handler));
-      return MakeLazyBlob(parts_.store, std::move(layer), descriptor, origin_.repositories());
+      return MakeLazyBlob(parts_.store, std::move(layer), descriptor, origin_.repositories(),
+                          parts_.keep_blobs);
     }
     return here != nullptr ? here : MakeMissingBlob(descriptor, content_.name);
   }

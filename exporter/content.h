@@ -51,6 +51,8 @@ struct ContentParts {
   contentstore::ContentStore* store = nullptr;
   // Layers become known to the store, for their bytes are to be kept there.
   bool keep = false;
+  // So do the original bytes of layers that are read.
+  bool keep_blobs = false;
 };
 
 // Reads the documents, no blob: those stay where they are. With `platform` only what an index has for it,

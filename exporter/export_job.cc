@@ -83,6 +83,7 @@ class Job {
     parts.client = parts_.client;
     parts.store = parts_.store;
     parts.keep = request_.keep() || request_.unlazy();
+    parts.keep_blobs = request_.keep();
     ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(image.base()));
     std::optional<oci::Platform> platform;
     if (!image.all_platforms()) {

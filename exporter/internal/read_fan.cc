@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/status.h"
 
 namespace lazyblob::exporter::internal {
@@ -12,6 +13,16 @@ namespace {
 
 // Pieces kept for followers that are not equally fast.
 constexpr size_t kSharedWindow = 3;
+
+// The same for blobs that can share a read.
+std::string KeyOf(const Blob& blob) {
+  const std::string origin = blob.origin();
+  const std::optional<oci::Descriptor> descriptor = blob.descriptor();
+  if (origin.empty() || !descriptor.has_value()) {
+    return absl::StrCat("@", absl::Hex(reinterpret_cast<uintptr_t>(&blob)));
+  }
+  return absl::StrCat(descriptor->digest.ToString(), "@", origin);
+}
 
 }  // namespace
 
@@ -50,6 +61,7 @@ class SharedRead {
     return followers_.empty();
   }
   void Stop() { cancel_->Cancel(); }
+  const Blob* blob() const { return request_.blob.get(); }
 
   // Unset: the follower has been left behind.
   absl::StatusOr<std::optional<std::shared_ptr<const Piece>>> Next(uint64_t id, base::CancelToken* cancel)
@@ -220,9 +232,9 @@ uint64_t ReadFan::reads() const {
 void ReadFan::Attach(Cursor* cursor) {
   const absl::MutexLock lock(&mutex_);
   cursor->id_ = next_id_++;
-  const Blob* blob = cursor->request_.blob.get();
-  auto [first, last] = reads_.equal_range(blob);
-  for (auto at = first; at != last; ++at) {
+  const std::string key = KeyOf(*cursor->request_.blob);
+  auto [first, last] = reads_.equal_range(key);
+  for (auto at = first; at != last && !cursor->alone_; ++at) {
     std::shared_ptr<SharedRead> read = at->second.lock();
     if (read != nullptr && read->Join(cursor->id_, cursor->request_)) {
       cursor->read_ = std::move(read);
@@ -233,16 +245,16 @@ void ReadFan::Attach(Cursor* cursor) {
   cursor->read_ = std::make_shared<SharedRead>(cursor->request_, &memory_);
   cursor->read_->Join(cursor->id_, cursor->request_);
   cursor->read_->Start();
-  reads_.emplace(blob, cursor->read_);
+  reads_.emplace(key, cursor->read_);
 }
 
 void ReadFan::Detach(Cursor* cursor) {
   std::shared_ptr<SharedRead> read = std::move(cursor->read_);
   if (read->Leave(cursor->id_)) read->Stop();
-  const Blob* blob = cursor->request_.blob.get();
+  const std::string key = KeyOf(*cursor->request_.blob);
   read.reset();  // may join its thread
   const absl::MutexLock lock(&mutex_);
-  auto [first, last] = reads_.equal_range(blob);
+  auto [first, last] = reads_.equal_range(key);
   for (auto at = first; at != last;) at = at->second.expired() ? reads_.erase(at) : std::next(at);
 }
 
@@ -252,10 +264,16 @@ bool ReadFan::Cursor::Ready() const { return read_->Ready(id_); }
 
 absl::StatusOr<std::shared_ptr<const Piece>> ReadFan::Cursor::Next(base::CancelToken* cancel) {
   while (true) {
-    ASSIGN_OR_RETURN(std::optional<std::shared_ptr<const Piece>> piece, read_->Next(id_, cancel));
-    if (piece.has_value()) {
-      if (*piece != nullptr) request_.offset = (*piece)->end();
-      return *std::move(piece);
+    absl::StatusOr<std::optional<std::shared_ptr<const Piece>>> piece = read_->Next(id_, cancel);
+    if (!piece.ok()) {
+      // Another's read, with another's credentials.
+      if (read_->blob() == request_.blob.get() || (cancel != nullptr && cancel->cancelled())) {
+        return piece.status();
+      }
+      alone_ = true;
+    } else if (piece->has_value()) {
+      if (**piece != nullptr) request_.offset = (**piece)->end();
+      return **std::move(piece);
     }
     fan_.Detach(this);
     fan_.Attach(this);

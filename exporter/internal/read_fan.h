@@ -1,12 +1,14 @@
 #pragma once
 
 // Blobs read in pieces, each by a thread of its own, ahead of whoever sends them by one piece. Uploads of one
-// blob that begin together share one read: it keeps a window of pieces, and who falls behind that goes on
-// with a read of its own. Thread-safe; a cursor belongs to one thread.
+// blob, or of two with one digest and origin, that begin together share one read: it keeps a window of
+// pieces, and who falls behind that goes on with a read of its own. Thread-safe; a cursor belongs to one
+// thread.
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -55,6 +57,7 @@ class ReadFan {
     ReadRequest request_;               // offset: where the next piece begins
     std::shared_ptr<SharedRead> read_;  // shared with the other cursors that follow it
     uint64_t id_ = 0;
+    bool alone_ = false;  // another blob's read has failed
   };
   // Joins a read that still has the bytes at `offset`, or begins one.
   std::unique_ptr<Cursor> Open(const ReadRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -70,7 +73,7 @@ class ReadFan {
 
   MemoryBudget memory_;
   mutable absl::Mutex mutex_;
-  std::multimap<const Blob*, std::weak_ptr<SharedRead>> reads_ ABSL_GUARDED_BY(mutex_);
+  std::multimap<std::string, std::weak_ptr<SharedRead>> reads_ ABSL_GUARDED_BY(mutex_);
   uint64_t begun_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
 };

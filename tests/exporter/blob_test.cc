@@ -107,6 +107,14 @@ TEST(LazyBlob, IsReadFromTheSourceThatIsAskedForFirst) {
   EXPECT_EQ(two->request_count(), 1U);
   EXPECT_EQ(ReadFrom(*blob, 100'000).value(), "");
   EXPECT_TRUE(absl::IsOutOfRange(ReadFrom(*blob, 100'001).status()));
+  // One whose bytes are to stay leaves them for all others.
+  const auto kept = MakeLazyBlob(store.get(), layer, handler.descriptor, {repository}, /*keep=*/true);
+  EXPECT_EQ(kept->origin(), blob->origin());
+  EXPECT_TRUE(ReadFrom(*kept, 0).value() == bytes);
+  EXPECT_TRUE(base::ReadFile(store->KeepBlob(*layer, {}, {}).value(), 1 << 20).value() == bytes);
+  const size_t requests = one->request_count() + two->request_count();
+  EXPECT_TRUE(ReadFrom(*blob, 0).value() == bytes);
+  EXPECT_EQ(one->request_count() + two->request_count(), requests);
 }
 
 }  // namespace

@@ -62,6 +62,46 @@ TEST_F(ReadFanTest, ThoseWhoBeginTogetherShareOneRead) {
   EXPECT_EQ(blob_->bytes_read, bytes_.size());
 }
 
+TEST_F(ReadFanTest, BlobsOfOneDigestAndOriginShareOneRead) {
+  const auto same = std::make_shared<TestBlob>(bytes_);
+  const auto elsewhere = std::make_shared<TestBlob>(bytes_);
+  blob_->read_from = same->read_from = "here";
+  elsewhere->read_from = "there";
+  support::Gate gate;
+  blob_->gate = &gate;
+  const auto one = fan_.Open(Request(blob_));
+  const auto two = fan_.Open(Request(same));
+  EXPECT_EQ(fan_.reads(), 1U);
+  const auto three = fan_.Open(Request(elsewhere));
+  EXPECT_EQ(fan_.reads(), 2U);
+  gate.Open();
+  for (uint64_t at = 0; at < bytes_.size(); at += kPiece) {
+    for (ReadFan::Cursor* cursor : {one.get(), two.get(), three.get()}) {
+      const auto piece = cursor->Next(nullptr);
+      ASSERT_TRUE(piece.ok() && *piece != nullptr);
+      EXPECT_EQ((*piece)->offset, at);
+    }
+  }
+  EXPECT_EQ(same->reads, 0);
+}
+
+TEST_F(ReadFanTest, TheFailureOfAnothersReadIsNotOnesOwn) {
+  const auto same = std::make_shared<TestBlob>(bytes_);
+  blob_->read_from = same->read_from = "here";
+  support::Gate gate;
+  blob_->check = [&](const contentstore::FetchContext&) {
+    gate.Pass();
+    return absl::PermissionDeniedError("not for you");
+  };
+  const auto refused = fan_.Open(Request(blob_));
+  const auto allowed = fan_.Open(Request(same));
+  EXPECT_EQ(fan_.reads(), 1U);
+  gate.Open();
+  EXPECT_TRUE(absl::IsPermissionDenied(ReadAll(refused.get()).status()));
+  EXPECT_EQ(ReadAll(allowed.get()).value(), bytes_);
+  EXPECT_EQ(same->reads, 1);
+}
+
 TEST_F(ReadFanTest, WhoFallsBehindGoesOnAlone) {
   const auto fast = fan_.Open(Request(blob_));
   const auto slow = fan_.Open(Request(blob_));

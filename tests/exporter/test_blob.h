@@ -31,6 +31,7 @@ class TestBlob final : public Blob {
   support::Gate* gate = nullptr;  // at `gate_at`
   uint64_t gate_at = 0;
   bool is_local = false;
+  std::string read_from;
   std::function<absl::Status(const contentstore::FetchContext&)> check;  // of the credentials, say
 
   std::atomic<int> reads = 0;
@@ -60,6 +61,7 @@ class TestBlob final : public Blob {
     return names;
   }
   std::vector<oci::Reference> repositories() const override { return known_in; }
+  std::string origin() const override { return read_from; }
   bool local() const override { return is_local; }
 
  private:
