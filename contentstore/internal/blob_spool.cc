@@ -20,7 +20,10 @@ namespace {
 constexpr absl::Duration kHoldConnection = absl::Seconds(5);
 // How often those who wait look at the clock, which may be a test's.
 constexpr absl::Duration kLookInterval = absl::Milliseconds(50);
-constexpr uint64_t kBlockBytes = 1 << 20;
+// What is written, and told to readers, at once: they come in small steps and need not be woken for less …
+constexpr uint64_t kBlockBytes = 256 << 10;
+// … unless the bytes come slowly.
+constexpr absl::Duration kMaxLag = absl::Milliseconds(5);
 
 }  // namespace
 
@@ -306,8 +309,12 @@ absl::Status BlobSpool::Fetch(Layer& layer) {
   RETURN_IF_ERROR(AwaitRoom());
   caller.requesters = [this] { return Requesters(); };
   caller.first_source = attempts_;
-  return StreamFromSources(
+  block_.clear();
+  const absl::Status status = StreamFromSources(
       layer, {at, blob_.size - at}, [this](absl::Span<const uint8_t> bytes) { return Take(bytes); }, caller);
+  if (absl::IsCancelled(status)) return status;
+  const absl::Status flushed = Flush();  // also what came before a failure
+  return status.ok() ? flushed : status;
 }
 
 absl::Status BlobSpool::AwaitRoom() {
@@ -325,6 +332,18 @@ absl::Status BlobSpool::AwaitRoom() {
 }
 
 absl::Status BlobSpool::Take(absl::Span<const uint8_t> bytes) {
+  const uint64_t most = std::clamp<uint64_t>(options_.window_bytes / 4, 1, kBlockBytes);
+  while (!bytes.empty()) {
+    const uint64_t taken = std::min<uint64_t>(bytes.size(), most - block_.size());
+    block_.insert(block_.end(), bytes.begin(), bytes.begin() + static_cast<ptrdiff_t>(taken));
+    bytes.remove_prefix(taken);
+    if (block_.size() == most || options_.clock->Monotonic() - flushed_ >= kMaxLag) RETURN_IF_ERROR(Flush());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status BlobSpool::Flush() {
+  if (block_.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(AwaitRoom());
   uint64_t at = 0;
   std::shared_ptr<const base::UniqueFd> file;
@@ -334,14 +353,16 @@ absl::Status BlobSpool::Take(absl::Span<const uint8_t> bytes) {
     file = file_;
   }
   absl::Status written = base::FaultPoint("contentstore.blob.write");
-  if (written.ok()) written = base::PwriteFull(file->get(), at, bytes);
+  if (written.ok()) written = base::PwriteFull(file->get(), at, block_);
   if (!written.ok()) {
     return base::Annotate(
         written, absl::StrCat(Name(), " cannot be read whole, its disk does not take it (free space)"));
   }
-  RETURN_IF_ERROR(CompareWithGiven(at, bytes));
-  hasher_.Update(bytes);
-  Advance(bytes.size());
+  RETURN_IF_ERROR(CompareWithGiven(at, block_));
+  Advance(block_.size());
+  hasher_.Update(block_);
+  block_.clear();
+  flushed_ = options_.clock->Monotonic();
   return absl::OkStatus();
 }
 

@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
@@ -81,6 +82,7 @@ class BlobSpool {
   absl::Status Fetch(Layer& layer) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status AwaitRoom() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Take(absl::Span<const uint8_t> bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Flush() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status CompareWithGiven(uint64_t at, absl::Span<const uint8_t> bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   void Advance(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   // The bytes so far are wrong: from the start, remembering what was given out …
@@ -96,6 +98,8 @@ class BlobSpool {
 
   // Of the pass alone, one thread after the other.
   base::Hasher hasher_;
+  std::vector<uint8_t> block_;                    // came, but is not in the file yet
+  absl::Duration flushed_;                        // when it last was
   std::shared_ptr<const base::UniqueFd> before_;  // what wrong bytes were given out from
   size_t attempts_ = 0;                           // passes that ended with a wrong digest
   bool named_ = false;                            // file_ is the kept one

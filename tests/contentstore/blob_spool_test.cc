@@ -128,7 +128,7 @@ TEST_F(BlobSpoolTest, TheStreamStaysAWindowAheadRestsAndGoesOnFromThere) {
   ASSERT_TRUE(ReadByte(*layer, 0).ok());
   ASSERT_TRUE(Eventually([&] { return source_->bytes_given() > options_.blob_window_bytes; }));
   EXPECT_FALSE(Requests()[0].finished);
-  EXPECT_LE(source_->bytes_given(), options_.blob_window_bytes + (24 << 10));
+  EXPECT_LE(source_->bytes_given(), options_.blob_window_bytes + (40 << 10));
   ASSERT_TRUE(Eventually([&] {
     clock_.Advance(absl::Seconds(1));
     return Requests()[0].finished;
