@@ -161,7 +161,7 @@ struct ContentStoreOptions {
   absl::Duration lock_patience = absl::Seconds(10);  // for a killed predecessor to let go of the root
   // Original bytes that were read whole stay, as the file `blob` of the layer.
   bool keep_blobs = false;
-  uint64_t blob_window_bytes = 32 << 20;         // how far ReadBlob reads ahead of the furthest reader
+  uint64_t blob_window_bytes = 32 << 20;  // how far ReadBlob reads ahead of the furthest reader at most
   absl::Duration blob_idle = absl::Seconds(30);  // how long what it has read outlives its last reader
   // What it has on the disk, without what is kept. A larger blob is read while there is no other.
   uint64_t max_spool_bytes = uint64_t{8} << 30;

@@ -18,6 +18,9 @@ namespace {
 
 // A pass whose window is full for so long lets go of its connection.
 constexpr absl::Duration kHoldConnection = absl::Seconds(5);
+// Read ahead of one who has only begun; later as much as was wanted so far, since many only look at the
+// start.
+constexpr uint64_t kFirstWindow = 1 << 20;
 // How often those who wait look at the clock, which may be a test's.
 constexpr absl::Duration kLookInterval = absl::Milliseconds(50);
 // What is written, and told to readers, at once: they come in small steps and need not be woken for less …
@@ -323,8 +326,8 @@ absl::Status BlobSpool::AwaitRoom() {
   while (true) {
     if (stopped_ || rest_) return absl::CancelledError("nobody reads the blob any more");
     const uint64_t wanted = Wanted();
-    const bool room =
-        again_ ? !readers_.empty() : frontier_ < wanted || frontier_ - wanted < options_.window_bytes;
+    const uint64_t ahead = std::min(options_.window_bytes, std::max(kFirstWindow, wanted));
+    const bool room = again_ ? !readers_.empty() : frontier_ < wanted || frontier_ - wanted < ahead;
     if (room) return absl::OkStatus();
     if (options_.clock->Monotonic() >= hold_until) rest_ = true;
     if (!rest_) moved_.WaitWithTimeout(&mutex_, kLookInterval);

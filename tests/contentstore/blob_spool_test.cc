@@ -139,6 +139,20 @@ TEST_F(BlobSpoolTest, TheStreamStaysAWindowAheadRestsAndGoesOnFromThere) {
   EXPECT_GE(Requests()[1].range.offset, options_.blob_window_bytes);
 }
 
+TEST_F(BlobSpoolTest, WhoOnlyLooksAtTheStartCostsLittle) {
+  options_.blob_window_bytes = 32 << 20;
+  Open();
+  const support::Layer large = MakeTarLayer(1024);  // 4 MiB
+  std::shared_ptr<LazyLayer> layer = Add(large);
+  ASSERT_TRUE(ReadByte(*layer, 0).ok());
+  ASSERT_TRUE(Eventually([&] {
+    clock_.Advance(absl::Milliseconds(10));
+    return Requests()[0].finished;
+  }));
+  EXPECT_LE(source_->bytes_given(), 3 << 19);
+  EXPECT_TRUE(Same(ReadAll(*layer).value(), large.blob));
+}
+
 TEST_F(BlobSpoolTest, WrongBytesThatNobodyGotAreReplacedUnseen) {
   Open();
   std::shared_ptr<LazyLayer> layer = Add(made_);
