@@ -2,6 +2,7 @@
 
 #include <set>
 #include <utility>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -9,7 +10,9 @@
 #include "absl/strings/str_split.h"
 #include "base/status.h"
 #include "exporter/image_builder.h"
+#include "oci/layout.h"
 #include "oci/manifest_writer.h"
+#include "oci/reference.h"
 
 namespace lazyblob::exporter {
 namespace {
@@ -132,6 +135,71 @@ absl::StatusOr<std::vector<ArtifactLayer>> SelectArtifactLayers(
   if (!selected.empty()) return selected;
   return absl::NotFoundError(absl::StrCat("the artifact has nothing for ", platform->ToString(), "; it has ",
                                           absl::StrJoin(known, ", ")));
+}
+
+absl::StatusOr<std::optional<oci::Descriptor>> SubjectOf(const v1::Artifact& artifact,
+                                                         registry::Client* client,
+                                                         const registry::CallContext& context) {
+  if (artifact.subject().empty()) return std::nullopt;
+  auto find = [&]() -> absl::StatusOr<oci::Descriptor> {
+    ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(artifact.subject()));
+    if (const auto* remote = std::get_if<oci::Reference>(&reference)) {
+      auto there = client->HeadManifest(*remote, context);
+      if (!absl::IsNotFound(there.status())) return there;
+      return absl::NotFoundError(absl::StrCat(there.status().message(),
+                                              "; if it is still to be pushed, name the layout that has it: "
+                                              "oci:DIR[:tag]"));
+    }
+    const auto& local = std::get<oci::LayoutReference>(reference);
+    ASSIGN_OR_RETURN(oci::Layout layout, oci::Layout::Open(local.directory));
+    return layout.Resolve(local.tag);
+  };
+  absl::StatusOr<oci::Descriptor> found = find();
+  if (!found.ok()) return base::Annotate(found.status(), "subject");
+  oci::Descriptor subject;
+  subject.media_type = found->media_type;
+  subject.digest = found->digest;
+  subject.size = found->size;
+  return subject;
+}
+
+absl::StatusOr<Content> WholeArtifact(const v1::Artifact& artifact, const MadeLayers& layers,
+                                      std::optional<oci::Descriptor> subject, base::CancelToken* cancel) {
+  ArtifactSpec spec;
+  Content whole;
+  whole.name = "artifact";
+  for (size_t i = 0; i < layers.size(); ++i) {
+    ASSIGN_OR_RETURN(const LayerResult result, layers[i]->Wait(cancel));
+    ArtifactLayer layer;
+    layer.descriptor = result.Descriptor(/*docker=*/false);
+    layer.diff_id = result.diff_id;
+    if (const std::string& platform = artifact.layers(static_cast<int>(i)).platform(); platform != kAny) {
+      ASSIGN_OR_RETURN(layer.platform, oci::ParsePlatform(platform));
+    }
+    if (whole.Find(result.digest) == nullptr) {
+      ContentBlob blob;
+      blob.blob = layers[i]->blob();
+      blob.descriptor = layer.descriptor;
+      blob.name = layers[i]->source().source();
+      blob.layer = true;
+      whole.blobs.push_back(std::move(blob));
+    }
+    spec.layers.push_back(std::move(layer));
+  }
+  if (!artifact.type().empty()) spec.artifact_type = artifact.type();
+  for (const auto& [key, value] : artifact.annotations()) spec.annotations[key] = value;
+  spec.subject = std::move(subject);
+  ASSIGN_OR_RETURN(BuiltArtifact built, BuildArtifact(spec));
+  ContentBlob config;
+  config.blob = MakeMemoryBlob(built.config, built.config_descriptor.media_type);
+  config.descriptor = built.config_descriptor;
+  whole.blobs.push_back(std::move(config));
+  Document document;
+  document.descriptor = built.manifest_descriptor;
+  document.raw = built.manifest;
+  for (const ContentBlob& blob : whole.blobs) document.blobs.push_back(blob.descriptor.digest);
+  whole.documents.push_back(std::move(document));
+  return whole;
 }
 
 }  // namespace lazyblob::exporter

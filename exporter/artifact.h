@@ -1,8 +1,9 @@
 #pragma once
 
 // Artifacts of several platforms: one manifest with a layer, a packed directory, per platform, and layers for
-// any. A builder fetches what is its own, a task for sources fetches all. Pure and thread-safe. Format: OCI
-// image-spec 1.1 manifest.md, "Guidelines for Artifact Usage"; docs/EXPORT_FORMATS.md.
+// any. A builder fetches what is its own, a task for sources fetches all. Thread-safe; pure, except for the
+// last two functions. Format: OCI image-spec 1.1 manifest.md, "Guidelines for Artifact Usage";
+// docs/EXPORT_FORMATS.md.
 
 #include <map>
 #include <optional>
@@ -11,9 +12,14 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/cancel.h"
 #include "base/digest.h"
+#include "exporter/assembly.h"
+#include "exporter/content.h"
 #include "oci/descriptor.h"
 #include "oci/manifest.h"
+#include "proto/exporter.pb.h"
+#include "registry/client.h"
 
 namespace lazyblob::exporter {
 
@@ -55,5 +61,14 @@ absl::StatusOr<std::vector<ArtifactLayer>> ReadArtifact(const oci::Manifest& man
 // for that platform.
 absl::StatusOr<std::vector<ArtifactLayer>> SelectArtifactLayers(const std::vector<ArtifactLayer>& layers,
                                                                 const std::optional<oci::Platform>& platform);
+
+// What an artifact refers to, as it is in its registry or layout now; nullopt: nothing. Blocks. NotFound says
+// how to refer to what is in no registry yet.
+absl::StatusOr<std::optional<oci::Descriptor>> SubjectOf(const v1::Artifact& artifact,
+                                                         registry::Client* client,
+                                                         const registry::CallContext& context);
+// Waits for `layers`, those of `artifact` in its order.
+absl::StatusOr<Content> WholeArtifact(const v1::Artifact& artifact, const MadeLayers& layers,
+                                      std::optional<oci::Descriptor> subject, base::CancelToken* cancel);
 
 }  // namespace lazyblob::exporter

@@ -5,7 +5,6 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "base/json.h"
 #include "base/status.h"
@@ -199,36 +198,6 @@ absl::StatusOr<BuiltImage> BuildImage(const ImageSpec& spec) {
   image.manifest_descriptor = oci::DescriptorOf(image.manifest, manifest.media_type);
   image.manifest_descriptor.platform = platform;
   return image;
-}
-
-absl::StatusOr<BuiltIndex> BuildIndex(std::vector<oci::Descriptor> manifests,
-                                      const std::map<std::string, std::string>& annotations,
-                                      bool docker_media_types) {
-  std::map<std::string, oci::Descriptor> by_platform;
-  for (oci::Descriptor& manifest : manifests) {
-    if (!manifest.platform) {
-      return Bad(
-          absl::StrCat("manifest ", manifest.digest.ToString(), " has no platform, an index wants one"));
-    }
-    const std::string key = absl::StrCat(manifest.platform->ToString(), " ", manifest.platform->os_version);
-    manifest.annotations = PublicAnnotations(manifest.annotations);
-    manifest.annotations.erase(oci::kRefNameAnnotation);
-    const auto [found, added] = by_platform.try_emplace(key, manifest);
-    if (!added && found->second.digest != manifest.digest) {
-      return Bad(absl::StrCat("two images for ", absl::StripSuffix(key, " "), ": ",
-                              found->second.digest.ToString(), " and ", manifest.digest.ToString(),
-                              "; give each platform once"));
-    }
-  }
-  oci::Index index;
-  index.media_type = docker_media_types ? oci::kMediaTypeDockerIndex : oci::kMediaTypeOciIndex;
-  index.annotations = annotations;
-  for (auto& [platform, manifest] : by_platform) index.manifests.push_back(std::move(manifest));
-  BuiltIndex built;
-  built.raw = oci::WriteIndex(index);
-  RETURN_IF_ERROR(CheckSize("index", built.raw.size(), oci::kMaxManifestBytes));
-  built.descriptor = oci::DescriptorOf(built.raw, index.media_type);
-  return built;
 }
 
 }  // namespace lazyblob::exporter

@@ -1,9 +1,8 @@
 #pragma once
 
-// Documents of images: a base's manifest and config with layers put on top, and indexes of platforms. Pure
-// and thread-safe; the same arguments give the same bytes. Formats: OCI image-spec 1.1 config.md,
-// manifest.md, image-index.md; Docker image manifest v2 schema 2. docs/EXPORT_FORMATS.md says what is kept of
-// the base.
+// Documents of images: a base's manifest and config with layers put on top. Pure and thread-safe; the same
+// arguments give the same bytes. Formats: OCI image-spec 1.1 config.md, manifest.md; Docker image manifest v2
+// schema 2. docs/EXPORT_FORMATS.md says what is kept of the base.
 
 #include <cstdint>
 #include <map>
@@ -55,16 +54,6 @@ struct BuiltImage {
 // InvalidArgument: a base whose manifest and config do not agree, a layer that is none, a patch that cannot
 // be, another platform than the base's. ResourceExhausted: documents larger than readers take.
 absl::StatusOr<BuiltImage> BuildImage(const ImageSpec& spec);
-
-struct BuiltIndex {
-  std::string raw;
-  oci::Descriptor descriptor;
-};
-// An index of `manifests`, in the order of their platforms. InvalidArgument: one without a platform, or two
-// of the same with different digests.
-absl::StatusOr<BuiltIndex> BuildIndex(std::vector<oci::Descriptor> manifests,
-                                      const std::map<std::string, std::string>& annotations,
-                                      bool docker_media_types);
 
 // `media_type` of a layer in OCI's or in Docker's words; others come back as they are.
 std::string LayerMediaType(absl::string_view media_type, bool docker);

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
 #include "base/cancel.h"
@@ -20,6 +21,11 @@ struct LocalOptions {
   std::shared_ptr<const registry::CredentialsProvider> credentials;
   std::function<void(const v1::Progress&)> progress;  // any thread
   bool cache = false;                                 // for progress
+  // Of layouts: an index joins the one of that name (oci::LayoutWriter::PublishPlatforms).
+  bool append = false;
+  // Of directories: what is unpacked must be an artifact (artifact.h); what it has for `platform`, or all.
+  bool artifact = false;
+  std::optional<oci::Platform> platform;
 };
 
 // Block until the destination is complete; on an error it is what it was before, except that a layout may
@@ -29,7 +35,9 @@ absl::StatusOr<v1::Ready> WriteToLayout(const Content& content, const oci::Layou
                                         const LocalOptions& options);
 absl::StatusOr<v1::Ready> WriteToArchive(const Content& content, const ArchiveDestination& destination,
                                          const LocalOptions& options);
-// Of one image, not an index. The directory is absent or empty; docs of extract.h apply.
+// Of one image or artifact, not an index. The directory is absent or empty; docs of extract.h apply. Unpacked
+// beside it and renamed, except where it is a mount point: not there, or whole, even after a kill (what that
+// leaves beside is taken away by the next one).
 absl::StatusOr<v1::Ready> WriteToDirectory(const Content& content, const DirectoryDestination& destination,
                                            const LocalOptions& options);
 

@@ -29,8 +29,8 @@ Result RunLazyblob(std::vector<const char*> arguments) {
 TEST(CliTest, HelpNamesEveryCommand) {
   Result result = RunLazyblob({"--help"});
   EXPECT_EQ(result.code, 0);
-  for (const char* command :
-       {"mount", "umount", "status", "index", "pull", "doctor", "copy", "unlazy", "export"}) {
+  for (const char* command : {"mount", "umount", "status", "index", "pull", "doctor", "copy", "unlazy",
+                              "export", "artifact", "assemble"}) {
     EXPECT_NE(result.out.find(command), std::string::npos) << command;
   }
 }

@@ -174,24 +174,5 @@ TEST(ImageBuilder, AStaleInlineCacheOfTheBaseIsDropped) {
   EXPECT_TRUE(absl::StrContains(BuildImage(spec)->config, "bmV3"));
 }
 
-TEST(ImageBuilder, AnIndexHasEachPlatformOnceInOneOrder) {
-  std::vector<oci::Descriptor> manifests;
-  for (const char* architecture : {"arm64", "amd64"}) {
-    ImageSpec spec;
-    spec.platform = oci::Platform{"linux", architecture, "", ""};
-    spec.layers = {NewOf(architecture)};
-    manifests.push_back(BuildImage(spec)->manifest_descriptor);
-  }
-  const BuiltIndex index = BuildIndex(manifests, {}, false).value();
-  EXPECT_EQ(index.raw, BuildIndex({manifests[1], manifests[0], manifests[1]}, {}, false)->raw);
-  const auto parsed =
-      std::get<oci::Index>(oci::ParseManifestOrIndex(index.raw, index.descriptor.digest, "").value());
-  EXPECT_EQ(oci::SelectPlatform(parsed, {"linux", "arm64", "", ""})->digest, manifests[0].digest);
-  manifests[1].platform = manifests[0].platform;
-  EXPECT_EQ(BuildIndex(manifests, {}, false).status().code(), absl::StatusCode::kInvalidArgument);
-  manifests[1].platform.reset();
-  EXPECT_EQ(BuildIndex(manifests, {}, false).status().code(), absl::StatusCode::kInvalidArgument);
-}
-
 }  // namespace
 }  // namespace lazyblob::exporter
