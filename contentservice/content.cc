@@ -221,6 +221,10 @@ absl::Status LocalContent::Start() {
   for (base::DigestAlgorithm algorithm : kAlgorithms) {
     RETURN_IF_ERROR(base::MakeDirectories(DirectoryOf(algorithm)));
   }
+  // Commits sync no directory but the blob's.
+  for (const char* directory : {"/blobs", "", "/.."}) {
+    RETURN_IF_ERROR(base::SyncDirectory(options_.root + directory));
+  }
   Ingests::Options ingests;
   ingests.directory = options_.root + "/ingest";
   ingests.clock = options_.clock;

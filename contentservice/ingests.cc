@@ -260,6 +260,7 @@ Ingest::~Ingest() {
       RETURN_IF_ERROR(Sync());
       RETURN_IF_ERROR(base::FaultPoint("content/close/synced"));
       RETURN_IF_ERROR(all_->WriteRecord(*state_, status_.offset, /*first=*/false));
+      RETURN_IF_ERROR(base::SyncDirectory(all_->options_.directory));
       return base::FaultPoint("content/close/done");
     }();
     // Aborted ingests have no directory.

@@ -1,18 +1,12 @@
 // What a loss of power leaves: the file system below the snapshotter is stopped without writing what it still
 // holds in memory, and mounted again. Every call that was answered must have happened. Root only.
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <linux/types.h>
-#include <sched.h>
-#include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <unistd.h>
 
-#include <cstdlib>
-
 #include "tests/snapshotter/snapshotter_harness.h"
+#include "tests/support/power_disk.h"
 
 namespace lazyblob::snapshotter {
 namespace {
@@ -20,48 +14,25 @@ namespace {
 using testing::ElementsAre;
 using testing::SizeIs;
 
-// XFS_IOC_GOINGDOWN, which ext4 knows too, and its flag for "write nothing more, the journal neither".
-constexpr unsigned long kGoingDown = _IOR('X', 125, __u32);
-constexpr __u32 kNoLogFlush = 2;
-
 class PowerTest : public SnapshotterTest, public testing::WithParamInterface<const char*> {
  protected:
   void SetUp() override {
     if (geteuid() != 0) GTEST_SKIP() << "needs root";
-    // Of our own, so that nothing stays mounted whatever happens.
-    ASSERT_EQ(unshare(CLONE_NEWNS), 0);
-    ASSERT_EQ(mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), 0);
-    ASSERT_EQ(mkdir(disk_.c_str(), 0700), 0);
-    const std::string image = dir_.File("image");
-    ASSERT_EQ(SetSize(image, 400 << 20), 0);
-    ASSERT_EQ(Run(absl::StrCat("mkfs.", GetParam(), " -q ", image)), 0);
-    ASSERT_TRUE(Plug());
-    options_.root = disk_ + "/root";
+    const absl::Status made = disk_.Make(dir_.path(), GetParam());
+    ASSERT_TRUE(made.ok()) << made;
+    options_.root = disk_.path() + "/root";
     Open();
   }
-  void TearDown() override {
-    snapshotter_.reset();
-    umount2(disk_.c_str(), MNT_DETACH);
-  }
-  static int Run(const std::string& command) { return std::system((command + " >/dev/null").c_str()); }
-  static int SetSize(const std::string& path, off_t size) {
-    base::UniqueFd file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    return ftruncate(file.get(), size);
-  }
-  bool Plug() { return Run(absl::StrCat("mount -o loop ", dir_.File("image"), " ", disk_)) == 0; }
+  void TearDown() override { snapshotter_.reset(); }
   void LosePower() {
-    {
-      base::UniqueFd top = base::OpenFile(disk_, O_RDONLY | O_DIRECTORY).value();
-      __u32 flag = kNoLogFlush;
-      ASSERT_EQ(ioctl(top.get(), kGoingDown, &flag), 0);
-    }
+    ASSERT_TRUE(disk_.CutPower().ok());
     snapshotter_.reset();  // can write nothing any more
     layers_->Forget();
-    ASSERT_EQ(umount(disk_.c_str()), 0);
-    ASSERT_TRUE(Plug());
+    const absl::Status status = disk_.Restart();
+    ASSERT_TRUE(status.ok()) << status;
     Open();
   }
-  const std::string disk_ = dir_.File("disk");
+  support::PowerDisk disk_;
 };
 
 TEST_P(PowerTest, WhatWasAnsweredHasHappened) {
