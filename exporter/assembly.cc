@@ -8,6 +8,7 @@
 #include "base/status.h"
 #include "exporter/build_cache.h"
 #include "exporter/image_builder.h"
+#include "exporter/spec.h"
 #include "exporter/tree.h"
 #include "exporter/unlazy.h"
 #include "oci/manifest.h"
@@ -63,42 +64,84 @@ void AddDocument(const std::string& raw, const oci::Descriptor& descriptor, bool
   content->documents.push_back(std::move(document));
 }
 
-NewLayer ForHistory(const MadeLayer& made, const LayerResult& result, bool docker) {
+std::vector<base::Digest> AllBlobs(const oci::Descriptor& config,
+                                   const std::vector<oci::Descriptor>& layers) {
+  std::vector<base::Digest> blobs = {config.digest};
+  for (const oci::Descriptor& layer : layers) blobs.push_back(layer.digest);
+  return blobs;
+}
+
+// The config, and those imported layers that are part of the cache.
+void AddCacheDocument(const ImportedCache& imported, const std::vector<oci::Descriptor>& layers,
+                      const std::string& config, const oci::Descriptor& descriptor, Content* content) {
+  for (const oci::Descriptor& layer : layers) {
+    if (content->Find(layer.digest) != nullptr) continue;
+    if (const ContentBlob* blob = imported.Find(layer.digest)) content->blobs.push_back(*blob);
+  }
+  AddMemory(config, descriptor, content);
+}
+
+NewLayer ForHistory(const v1::LayerSource& source, const LayerResult& result, bool docker) {
   NewLayer layer;
   layer.descriptor = result.Descriptor(docker);
   layer.diff_id = result.diff_id;
-  const v1::LayerSource& source = made.source();
   layer.created_by =
       source.description().empty() ? "lazyblob export " + source.source() : source.description();
   return layer;
 }
 
-absl::StatusOr<Cache> CacheOf(const v1::ExportRequest& request, const MadeLayers& layers,
-                              const std::vector<LayerResult>& results) {
+NewCacheRecord RecordOf(const v1::CacheRecord& given) {
+  NewCacheRecord record;
+  record.digest = given.digest();
+  record.created_at = given.created_at();
+  record.id = given.id();
+  for (const auto& input : given.inputs()) {
+    std::vector<NewCacheRecord::Link> links;
+    for (const auto& link : input.links()) links.push_back({link.selector(), link.digest()});
+    record.inputs.push_back(std::move(links));
+  }
+  return record;
+}
+
+// The one layer of `imported` that is this blob.
+absl::StatusOr<int> ImportedLayer(const Cache& imported, const base::Digest& blob) {
+  int found = -1;
+  for (size_t i = 0; i < imported.layers.size(); ++i) {
+    if (imported.layers[i].blob != blob) continue;
+    if (found != -1) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("cache layer parent ", blob.ToString(), ": lies on several chains of the imports"));
+    }
+    found = static_cast<int>(i);
+  }
+  if (found != -1) return found;
+  return absl::InvalidArgumentError(
+      absl::StrCat("cache layer parent ", blob.ToString(), ": no import has such a layer"));
+}
+
+absl::StatusOr<Cache> CacheOf(const CacheAssembly& assembly, const std::vector<LayerResult>& results) {
+  const v1::Cache& asked = assembly.request->cache();
+  const Cache& imported = assembly.imported.build;
+  ASSIGN_OR_RETURN(const std::vector<CacheParent> parents, CacheParents(asked));
   std::vector<NewCacheLayer> list;
-  for (size_t i = 0; i < layers.size(); ++i) {
+  for (size_t i = 0; i < results.size(); ++i) {
     NewCacheLayer layer;
-    layer.descriptor = results[i].Descriptor(request.docker_media_types());
+    layer.descriptor = results[i].Descriptor(assembly.request->docker_media_types());
     layer.diff_id = results[i].diff_id;
-    layer.parent = static_cast<int>(i) - 1;
-    for (const v1::CacheRecord& given : layers[i]->source().records()) {
-      NewCacheRecord record;
-      record.digest = given.digest();
-      record.created_at = given.created_at();
-      for (const auto& input : given.inputs()) {
-        std::vector<NewCacheRecord::Link> links;
-        for (const auto& link : input.links()) links.push_back({link.selector(), link.digest()});
-        record.inputs.push_back(std::move(links));
-      }
-      layer.records.push_back(std::move(record));
+    if (parents[i].imported.has_value()) {
+      ASSIGN_OR_RETURN(layer.parent, ImportedLayer(imported, *parents[i].imported));
+    } else if (parents[i].layer != -1) {
+      layer.parent = static_cast<int>(imported.layers.size()) + parents[i].layer;
+    }
+    for (const auto& record : asked.layers(static_cast<int>(i)).records()) {
+      layer.records.push_back(RecordOf(record));
     }
     list.push_back(std::move(layer));
   }
-  ASSIGN_OR_RETURN(Cache cache, CacheOfLayers(list));
-  if (!request.cache().max()) {
-    ASSIGN_OR_RETURN(cache, KeepMin(cache));
-  }
-  return cache;
+  std::vector<NewCacheRecord> only_linked;
+  for (const v1::CacheRecord& record : asked.records()) only_linked.push_back(RecordOf(record));
+  ASSIGN_OR_RETURN(Cache cache, CacheOfLayers(list, only_linked, imported));
+  return asked.max() ? std::move(cache) : KeepMin(cache);
 }
 
 absl::StatusOr<BaseImage> ReadBase(const Content& base, const contentstore::FetchContext& context) {
@@ -112,11 +155,24 @@ absl::StatusOr<BaseImage> ReadBase(const Content& base, const contentstore::Fetc
   return image;
 }
 
-// The name of a directory in a plain cache: where it belongs, or what it is called.
-absl::StatusOr<std::string> PlainName(const std::string& text) {
-  auto source = ParseSource(text);
-  if (!source.ok()) return text;  // a snapshot
-  return source->target.empty() ? source->path : source->target;
+absl::Status AddPlainCache(const CacheAssembly& assembly, const std::vector<LayerResult>& results,
+                           Content* whole) {
+  const v1::ExportRequest& request = *assembly.request;
+  std::vector<PlainCacheLayer> plain = assembly.imported.plain;
+  for (size_t i = 0; i < results.size(); ++i) {
+    const v1::LayerSource& source = request.cache().layers(static_cast<int>(i));
+    plain.push_back({PlainCacheName(source), ForHistory(source, results[i], request.docker_media_types())});
+  }
+  if (plain.empty()) {
+    return absl::FailedPreconditionError("the cache has no layers: there is nothing to export");
+  }
+  std::optional<int64_t> created;
+  if (request.source_date_epoch() != 0) created = request.source_date_epoch();
+  ASSIGN_OR_RETURN(BuiltImage built, BuildPlainCache(plain, created, request.docker_media_types()));
+  AddCacheDocument(assembly.imported, built.layers, built.config, built.config_descriptor, whole);
+  AddDocument(built.manifest, built.manifest_descriptor, false,
+              AllBlobs(built.config_descriptor, built.layers), whole);
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -152,11 +208,11 @@ absl::StatusOr<Content> WholeContent(const ImageAssembly& assembly,
   if (request.source_date_epoch() != 0) spec.created = request.source_date_epoch();
   ASSIGN_OR_RETURN(std::vector<LayerResult> results, WaitAll(assembly.layers, context.cancel.get()));
   for (size_t i = 0; i < results.size(); ++i) {
-    spec.layers.push_back(ForHistory(*assembly.layers[i], results[i], docker));
+    spec.layers.push_back(ForHistory(assembly.image->layers(static_cast<int>(i)), results[i], docker));
   }
-  if (!assembly.cache_layers.empty()) {
-    ASSIGN_OR_RETURN(auto cached, WaitAll(assembly.cache_layers, context.cancel.get()));
-    ASSIGN_OR_RETURN(Cache cache, CacheOf(request, assembly.cache_layers, cached));
+  if (assembly.cache != nullptr) {
+    ASSIGN_OR_RETURN(auto cached, WaitAll(assembly.cache->layers, context.cancel.get()));
+    ASSIGN_OR_RETURN(Cache cache, CacheOf(*assembly.cache, cached));
     ASSIGN_OR_RETURN(BuiltImage without, BuildImage(spec));
     ASSIGN_OR_RETURN(spec.inline_cache, InlineCache(cache, without.layers));
   }
@@ -170,73 +226,47 @@ absl::StatusOr<Content> WholeContent(const ImageAssembly& assembly,
   }
   AddMade(assembly.layers, results, docker, &whole);
   AddMemory(built.config, built.config_descriptor, &whole);
-  std::vector<base::Digest> blobs = {built.config_descriptor.digest};
-  for (const oci::Descriptor& layer : built.layers) blobs.push_back(layer.digest);
-  AddDocument(built.manifest, built.manifest_descriptor, false, std::move(blobs), &whole);
+  AddDocument(built.manifest, built.manifest_descriptor, false,
+              AllBlobs(built.config_descriptor, built.layers), &whole);
   return whole;
 }
 
-Content EarlyCache(const MadeLayers& layers) {
+Content EarlyCache(const CacheAssembly& assembly) {
   Content early;
   early.name = "cache";
-  for (const auto& layer : layers) early.blobs.push_back(MakingBlob(*layer));
+  for (const auto& layer : assembly.layers) early.blobs.push_back(MakingBlob(*layer));
+  const v1::Cache& asked = assembly.request->cache();
+  if (asked.max() || asked.format() == v1::PLAIN) {
+    for (const ContentBlob& blob : assembly.imported.blobs) early.blobs.push_back(blob);
+  }
   return early;
 }
 
-absl::StatusOr<Content> WholeCache(const v1::ExportRequest& request, const MadeLayers& layers,
-                                   base::CancelToken* cancel) {
+absl::StatusOr<Content> WholeCache(const CacheAssembly& assembly, base::CancelToken* cancel) {
+  const v1::ExportRequest& request = *assembly.request;
   const bool docker = request.docker_media_types();
-  ASSIGN_OR_RETURN(std::vector<LayerResult> results, WaitAll(layers, cancel));
+  ASSIGN_OR_RETURN(std::vector<LayerResult> results, WaitAll(assembly.layers, cancel));
   Content whole;
   whole.name = "cache";
-  AddMade(layers, results, docker, &whole);
-  std::vector<base::Digest> blobs;
+  AddMade(assembly.layers, results, docker, &whole);
   if (request.cache().format() == v1::PLAIN) {
-    std::vector<PlainCacheLayer> plain;
-    for (size_t i = 0; i < layers.size(); ++i) {
-      ASSIGN_OR_RETURN(std::string name, PlainName(layers[i]->source().source()));
-      plain.push_back({std::move(name), ForHistory(*layers[i], results[i], docker)});
-    }
-    std::optional<int64_t> created;
-    if (request.source_date_epoch() != 0) created = request.source_date_epoch();
-    ASSIGN_OR_RETURN(BuiltImage built, BuildPlainCache(plain, created, docker));
-    AddMemory(built.config, built.config_descriptor, &whole);
-    for (const ContentBlob& blob : whole.blobs) blobs.push_back(blob.descriptor.digest);
-    AddDocument(built.manifest, built.manifest_descriptor, false, std::move(blobs), &whole);
+    RETURN_IF_ERROR(AddPlainCache(assembly, results, &whole));
     return whole;
   }
-  ASSIGN_OR_RETURN(Cache cache, CacheOf(request, layers, results));
+  ASSIGN_OR_RETURN(Cache cache, CacheOf(assembly, results));
   const bool index = request.cache().format() == v1::BUILDKIT_INDEX;
   ASSIGN_OR_RETURN(BuiltCache built,
                    BuildCache(cache, index ? CacheForm::kIndex : CacheForm::kImageManifest, docker));
-  AddMemory(built.config, built.config_descriptor, &whole);
-  blobs.push_back(built.config_descriptor.digest);
-  for (const oci::Descriptor& layer : built.layers) blobs.push_back(layer.digest);
-  AddDocument(built.manifest, built.manifest_descriptor, index, std::move(blobs), &whole);
+  AddCacheDocument(assembly.imported, built.layers, built.config, built.config_descriptor, &whole);
+  AddDocument(built.manifest, built.manifest_descriptor, index,
+              AllBlobs(built.config_descriptor, built.layers), &whole);
   return whole;
 }
 
-absl::StatusOr<Content> JoinPlatforms(std::vector<Content> contents, const v1::ExportRequest& request) {
-  if (contents.size() == 1) return std::move(contents[0]);
-  Content whole;
-  std::vector<oci::Descriptor> manifests;
-  for (size_t i = 0; i < contents.size(); ++i) {
-    oci::Descriptor top = contents[i].top().descriptor;
-    ASSIGN_OR_RETURN(top.platform, oci::ParsePlatform(request.images(static_cast<int>(i)).platform()));
-    manifests.push_back(std::move(top));
-    absl::StrAppend(&whole.name, i == 0 ? "" : ", ", contents[i].name);
-    for (Document& document : contents[i].documents) {
-      if (whole.FindDocument(document.descriptor.digest) == nullptr) {
-        whole.documents.push_back(std::move(document));
-      }
-    }
-    for (ContentBlob& blob : contents[i].blobs) {
-      if (whole.Find(blob.descriptor.digest) == nullptr) whole.blobs.push_back(std::move(blob));
-    }
-  }
-  ASSIGN_OR_RETURN(BuiltIndex built, BuildIndex(std::move(manifests), {}, request.docker_media_types()));
-  AddDocument(built.raw, built.descriptor, true, {}, &whole);
-  return whole;
+std::string PlainCacheName(const v1::LayerSource& layer) {
+  auto source = ParseSource(layer.source());
+  if (!source.ok()) return layer.source();  // a snapshot
+  return source->target.empty() ? source->path : source->target;
 }
 
 }  // namespace lazyblob::exporter

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "base/cancel.h"
 #include "contentstore/content_store.h"
+#include "exporter/cache_import.h"
 #include "exporter/content.h"
 #include "exporter/make.h"
 #include "proto/exporter.pb.h"
@@ -19,13 +20,20 @@ namespace lazyblob::exporter {
 
 using MadeLayers = std::vector<std::shared_ptr<MadeLayer>>;  // bottom first
 
+// A cache: what it takes over, with new layers.
+struct CacheAssembly {
+  const v1::ExportRequest* request = nullptr;
+  MadeLayers layers;  // those of the request, in its order
+  ImportedCache imported;
+};
+
 // An image that is a base with layers on top.
 struct ImageAssembly {
   const v1::ExportRequest* request = nullptr;
   const v1::Image* image = nullptr;
   std::optional<Content> base;  // one image; absent: from scratch
   MadeLayers layers;
-  MadeLayers cache_layers;  // for an inline cache; else none
+  const CacheAssembly* cache = nullptr;  // inline; else null
 };
 
 // Blobs that can be placed before the image is whole: the base's layers, and those being made.
@@ -34,12 +42,12 @@ Content EarlyContent(const ImageAssembly& assembly);
 absl::StatusOr<Content> WholeContent(const ImageAssembly& assembly,
                                      const contentstore::FetchContext& context);
 
-// A cache that has a destination of its own.
-Content EarlyCache(const MadeLayers& layers);
-absl::StatusOr<Content> WholeCache(const v1::ExportRequest& request, const MadeLayers& layers,
-                                   base::CancelToken* cancel);
-
-// One index over images of several platforms, each named as in the request.
-absl::StatusOr<Content> JoinPlatforms(std::vector<Content> contents, const v1::ExportRequest& request);
+// A cache that has a destination of its own. Early blobs are those that no choice between min and max leaves
+// out.
+Content EarlyCache(const CacheAssembly& assembly);
+// FailedPrecondition: there is nothing in it.
+absl::StatusOr<Content> WholeCache(const CacheAssembly& assembly, base::CancelToken* cancel);
+// The name of a layer in a plain cache: where the directory belongs, or what it is called.
+std::string PlainCacheName(const v1::LayerSource& layer);
 
 }  // namespace lazyblob::exporter

@@ -189,6 +189,79 @@ std::string ConfigJson(const Cache& cache) {
   return oci::WriteJson({{"layers", std::move(layers)}, {"records", std::move(records)}});
 }
 
+// Records by digest, new ones and those of a cache that is there already.
+class NewRecords {
+ public:
+  explicit NewRecords(const Cache& imported) : first_(imported.records.size()) {
+    for (size_t i = 0; i < first_; ++i) imported_[imported.records[i].digest].push_back(static_cast<int>(i));
+  }
+
+  // `layer`: its result; -1: it has none.
+  void Add(const NewCacheRecord& record, int layer, Cache* cache) {
+    CacheRecord added;
+    added.digest = record.digest;
+    if (layer >= 0) {
+      CacheResult& result = added.results.emplace_back();
+      result.layer = layer;
+      if (record.created_at != 0) {
+        result.created_at = absl::FormatTime("%Y-%m-%dT%H:%M:%E*SZ", absl::FromUnixNanos(record.created_at),
+                                             absl::UTCTimeZone());
+      }
+    }
+    new_[record.digest].push_back(cache->records.size() - first_);
+    if (!record.id.empty()) new_[record.id].push_back(cache->records.size() - first_);
+    cache->records.push_back(std::move(added));
+    given_.push_back(&record);
+  }
+
+  absl::Status Link(Cache* cache) const {
+    for (size_t i = 0; i < given_.size(); ++i) {
+      CacheRecord& record = cache->records[first_ + i];
+      for (const std::vector<NewCacheRecord::Link>& alternatives : given_[i]->inputs) {
+        std::vector<CacheLink> links;
+        for (const NewCacheRecord::Link& link : alternatives) {
+          absl::StatusOr<int> found = Find(link.digest);
+          if (!found.ok()) {
+            return base::Annotate(found.status(), absl::StrCat("cache record ", Short(record.digest)));
+          }
+          links.push_back({link.selector, *found});
+        }
+        if (links.empty())
+          return Bad(absl::StrCat("cache record ", Short(record.digest), " has an input without links"));
+        record.inputs.push_back(std::move(links));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  static std::string Short(const std::string& digest) { return base::Printable(digest.substr(0, 128)); }
+
+  absl::StatusOr<int> Find(const std::string& name) const {
+    if (const auto found = new_.find(name); found != new_.end()) {
+      const NewCacheRecord& one = *given_[found->second[0]];
+      for (const size_t other : found->second) {
+        if (given_[other]->digest == one.digest && given_[other]->inputs == one.inputs) continue;
+        return Bad(absl::StrCat("it links to ", Short(name),
+                                ", and several different records are called that; "
+                                "give them ids"));
+      }
+      return static_cast<int>(first_ + found->second[0]);
+    }
+    const auto found = imported_.find(name);
+    if (found == imported_.end())
+      return Bad(absl::StrCat("it links to ", Short(name), ", which no layer has"));
+    if (found->second.size() > 1)
+      return Bad(absl::StrCat("it links to ", Short(name), ", and the imports have several such records"));
+    return found->second[0];
+  }
+
+  const size_t first_;
+  std::map<std::string, std::vector<int>> imported_;
+  std::map<std::string, std::vector<size_t>> new_;  // by digest and by id
+  std::vector<const NewCacheRecord*> given_;
+};
+
 // Creation time and command of each layer, from the history of an image config.
 void AddHistory(const json& config, std::vector<oci::Descriptor>* layers) {
   const auto history = config.find("history");
@@ -208,55 +281,32 @@ void AddHistory(const json& config, std::vector<oci::Descriptor>* layers) {
 
 }  // namespace
 
-absl::StatusOr<Cache> CacheOfLayers(const std::vector<NewCacheLayer>& layers) {
-  Cache cache;
-  std::map<std::string, int> by_digest;
-  std::vector<const NewCacheRecord*> given;
-  std::vector<bool> used(layers.size(), false);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const NewCacheLayer& layer = layers[i];
-    if (layer.parent < -1 || layer.parent >= static_cast<int>(i))
-      return Bad("a cache layer's parent is not below it");
+absl::StatusOr<Cache> CacheOfLayers(const std::vector<NewCacheLayer>& layers,
+                                    const std::vector<NewCacheRecord>& only_linked, const Cache& imported) {
+  RETURN_IF_ERROR(CheckGraph(imported));
+  NewRecords records(imported);
+  Cache cache = imported;
+  const size_t first = imported.layers.size();
+  std::vector<bool> used(first + layers.size(), false);
+  for (const NewCacheLayer& layer : layers) {
+    const int place = static_cast<int>(cache.layers.size());
+    if (layer.parent < -1 || layer.parent >= place) return Bad("a cache layer's parent is not below it");
     cache.layers.push_back({layer.descriptor.digest, layer.parent});
     oci::Descriptor& blob = cache.blobs[layer.descriptor.digest] = layer.descriptor;
     if (!layer.diff_id.empty()) blob.annotations[kDiffIdAnnotation] = layer.diff_id.ToString();
-    for (const NewCacheRecord& record : layer.records) {
-      CacheResult result;
-      result.layer = static_cast<int>(i);
-      if (record.created_at != 0) {
-        result.created_at = absl::FormatTime("%Y-%m-%dT%H:%M:%E*SZ", absl::FromUnixNanos(record.created_at),
-                                             absl::UTCTimeZone());
-      }
-      by_digest.emplace(record.digest, static_cast<int>(cache.records.size()));
-      cache.records.push_back({record.digest, {std::move(result)}, {}});
-      given.push_back(&record);
-      for (int below = static_cast<int>(i); below >= 0; below = layers[static_cast<size_t>(below)].parent) {
-        used[static_cast<size_t>(below)] = true;
-      }
+    for (const NewCacheRecord& record : layer.records) records.Add(record, place, &cache);
+    if (layer.records.empty()) continue;
+    for (int below = place; below >= 0; below = cache.layers[static_cast<size_t>(below)].parent) {
+      used[static_cast<size_t>(below)] = true;
     }
   }
-  for (size_t i = 0; i < layers.size(); ++i) {
+  for (size_t i = first; i < used.size(); ++i) {
     if (used[i]) continue;
-    return Bad(absl::StrCat("cache layer ", layers[i].descriptor.digest.ToString(),
+    return Bad(absl::StrCat("cache layer ", cache.layers[i].blob.ToString(),
                             " has no cache record: nobody could find it; give records or use a plain cache"));
   }
-  for (size_t i = 0; i < given.size(); ++i) {
-    for (const std::vector<NewCacheRecord::Link>& alternatives : given[i]->inputs) {
-      std::vector<CacheLink> links;
-      for (const NewCacheRecord::Link& link : alternatives) {
-        const auto found = by_digest.find(link.digest);
-        if (found == by_digest.end()) {
-          return Bad(absl::StrCat("cache record ", base::Printable(given[i]->digest.substr(0, 128)),
-                                  " links to ", base::Printable(link.digest.substr(0, 128)),
-                                  ", which no layer has"));
-        }
-        links.push_back({link.selector, found->second});
-      }
-      if (links.empty())
-        return Bad(absl::StrCat("cache record ", given[i]->digest, " has an input without links"));
-      cache.records[i].inputs.push_back(std::move(links));
-    }
-  }
+  for (const NewCacheRecord& record : only_linked) records.Add(record, -1, &cache);
+  RETURN_IF_ERROR(records.Link(&cache));
   return Normalize(cache);
 }
 
@@ -294,6 +344,28 @@ absl::StatusOr<Cache> ReadCache(const std::variant<oci::Manifest, oci::Index>& d
   RETURN_IF_ERROR(ParseRecords(records, &cache));
   DropIncomplete(&cache);
   return Normalize(cache);
+}
+
+absl::StatusOr<Cache> ReadCacheRecords(absl::string_view config, size_t layers) {
+  ASSIGN_OR_RETURN(const json parsed, base::ParseJson(config, kMaxCacheDocumentBytes));
+  if (!parsed.is_object()) return Bad("not a JSON object with \"records\"");
+  ASSIGN_OR_RETURN(const std::vector<json> places, Objects(parsed, "layers"));
+  if (!places.empty() && places.size() != layers) {
+    return Bad(absl::StrCat("\"layers\" has ", places.size(), " entries for ", layers, " layers"));
+  }
+  Cache cache;
+  for (size_t i = 0; i < layers; ++i) {
+    CacheLayer layer;
+    layer.parent = static_cast<int>(i) - 1;
+    if (!places.empty()) {
+      ASSIGN_OR_RETURN(layer.parent, Index(places[i], "parent", 0));
+    }
+    cache.layers.push_back(layer);
+  }
+  ASSIGN_OR_RETURN(const std::vector<json> records, Objects(parsed, "records"));
+  RETURN_IF_ERROR(ParseRecords(records, &cache));
+  if (cache.layers.size() != layers) return Bad("\"chains\" belong to inline caches; name layers");
+  return cache;
 }
 
 absl::StatusOr<std::optional<Cache>> ReadInlineCache(const oci::Manifest& manifest,
@@ -417,15 +489,14 @@ absl::StatusOr<BuiltImage> BuildPlainCache(const std::vector<PlainCacheLayer>& l
   return BuildImage(spec);
 }
 
-absl::StatusOr<std::vector<PlainCacheLayer>> ReadPlainCache(const oci::Manifest& manifest,
-                                                            absl::string_view config) {
-  ASSIGN_OR_RETURN(const oci::ImageConfig image, oci::ParseImageConfig(config, base::Digest::Of(config)));
+absl::StatusOr<std::optional<std::vector<PlainCacheLayer>>> ReadPlainCache(const oci::Manifest& manifest,
+                                                                           absl::string_view config) {
   ASSIGN_OR_RETURN(const json parsed, base::ParseJson(config, oci::kMaxConfigBytes));
+  if (!parsed.is_object()) return Bad("the image's config is not a JSON object");
   const json inner = parsed.value("config", json::object());
   const json labels = inner.is_object() ? inner.value("Labels", json()) : json();
-  if (!labels.is_object() || !labels.contains(kPlainCacheLabel)) {
-    return Bad(absl::StrCat("no cache image: its config has no label ", kPlainCacheLabel));
-  }
+  if (!labels.is_object() || !labels.contains(kPlainCacheLabel)) return std::nullopt;
+  ASSIGN_OR_RETURN(const oci::ImageConfig image, oci::ParseImageConfig(config, base::Digest::Of(config)));
   ASSIGN_OR_RETURN(const std::string text, Text(labels, kPlainCacheLabel));
   ASSIGN_OR_RETURN(const json names, base::ParseJson(text, oci::kMaxConfigBytes));
   if (!names.is_array() || names.size() != manifest.layers.size() || names.size() != image.diff_ids.size()) {

@@ -65,21 +65,30 @@ struct Cache {
 struct NewCacheRecord {
   struct Link {
     std::string selector;
-    std::string digest;  // of the record it links to
+    std::string digest;  // or id, of the record it links to
+
+    friend bool operator==(const Link&, const Link&) = default;
   };
   std::string digest;
   std::vector<std::vector<Link>> inputs;
   int64_t created_at = 0;  // nanoseconds since 1970; 0: unknown
+  std::string id = {};     // empty: links name the digest
 };
 struct NewCacheLayer {
   oci::Descriptor descriptor;
   base::Digest diff_id;
-  int parent = -1;  // index in the list, below it; -1: bottom
+  // What it lies on, counting the layers of `imported` and then those before it in the list; -1: bottom.
+  int parent = -1;
   std::vector<NewCacheRecord> records;
 };
+// `imported` with new layers, and with records that have none and are only linked to. A link goes to the new
+// record of that name, or else to the imported one.
 // InvalidArgument, naming it: a layer that has no record and lies below none that has, a link to a record
-// that is not there, a loop.
-absl::StatusOr<Cache> CacheOfLayers(const std::vector<NewCacheLayer>& layers);
+// that is not there, or to several that are not equal (a guess could give a build another step's result), a
+// loop.
+absl::StatusOr<Cache> CacheOfLayers(const std::vector<NewCacheLayer>& layers,
+                                    const std::vector<NewCacheRecord>& only_linked = {},
+                                    const Cache& imported = {});
 
 // Where the config of a cache is: nullopt when `document` is no cache of this kind (but perhaps an image with
 // an inline cache, or a plain one).
@@ -89,6 +98,9 @@ std::optional<oci::Descriptor> CacheConfigOf(const std::variant<oci::Manifest, o
 // is out of range. ResourceExhausted: larger than BuildKit reads.
 absl::StatusOr<Cache> ReadCache(const std::variant<oci::Manifest, oci::Index>& document,
                                 absl::string_view config);
+// The records of a config for `layers` layers that are known by their place only: what `config` says of blobs
+// is not looked at, and without "layers" in it each layer lies on the one before. Errors: as ReadCache.
+absl::StatusOr<Cache> ReadCacheRecords(absl::string_view config, size_t layers);
 // From an image's manifest and config; nullopt when there is none in it. Chains become layers on parents.
 absl::StatusOr<std::optional<Cache>> ReadInlineCache(const oci::Manifest& manifest, absl::string_view config);
 
@@ -124,8 +136,8 @@ struct PlainCacheLayer {
 // InvalidArgument: a name twice, or empty.
 absl::StatusOr<BuiltImage> BuildPlainCache(const std::vector<PlainCacheLayer>& layers,
                                            std::optional<int64_t> created, bool docker_media_types);
-// InvalidArgument when it is no such image.
-absl::StatusOr<std::vector<PlainCacheLayer>> ReadPlainCache(const oci::Manifest& manifest,
-                                                            absl::string_view config);
+// nullopt when it is no such image; InvalidArgument for one that contradicts itself.
+absl::StatusOr<std::optional<std::vector<PlainCacheLayer>>> ReadPlainCache(const oci::Manifest& manifest,
+                                                                           absl::string_view config);
 
 }  // namespace lazyblob::exporter

@@ -6,6 +6,7 @@
 #include <variant>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "base/status.h"
 #include "oci/layout.h"
 
@@ -186,8 +187,10 @@ class Reader {
     if (!seen_.insert(child.digest).second) return absl::OkStatus();
     auto fetched = origin_.Read(child, context_);
     if (!fetched.ok()) {
-      return base::Annotate(fetched.status(), absl::StrCat("listed in ", parent->descriptor.digest.ToString(),
-                                                           " (name one platform to leave others out)"));
+      absl::Status status = fetched.status();
+      if (absl::IsNotFound(status)) status = absl::DataLossError(status.message());
+      return base::Annotate(status, absl::StrCat("listed in ", parent->descriptor.digest.ToString(),
+                                                 " (name one platform to leave others out)"));
     }
     return AddDocument(*std::move(fetched), std::nullopt, depth + 1);
   }
@@ -212,10 +215,23 @@ class Reader {
       handler.descriptor = descriptor;
       if (here != nullptr) handler.sources.push_back(origin_.source());
       ASSIGN_OR_RETURN(std::shared_ptr<contentstore::LazyLayer> layer, parts_.store->AddHandler(handler));
-      return MakeLazyBlob(parts_.store, std::move(layer), descriptor, origin_.repositories(),
-                          parts_.keep_blobs);
+      return MakeLazyBlob(parts_.store, layer, descriptor, Repositories(*layer), parts_.keep_blobs);
     }
     return here != nullptr ? here : MakeMissingBlob(descriptor, content_.name);
+  }
+
+  // Every repository that is known to have it: candidates for a mount.
+  std::vector<oci::Reference> Repositories(contentstore::LazyLayer& layer) {
+    std::vector<oci::Reference> repositories = origin_.repositories();
+    for (const std::string& source : parts_.store->SourceNames(layer)) {
+      absl::string_view name = source;
+      if (!absl::ConsumePrefix(&name, "registry:")) continue;
+      auto parsed = oci::ParseReference(name);
+      const auto same = [&](const oci::Reference& one) { return one.Name() == parsed->Name(); };
+      if (!parsed.ok() || std::any_of(repositories.begin(), repositories.end(), same)) continue;
+      repositories.push_back(*std::move(parsed));
+    }
+    return repositories;
   }
 
   const ContentParts& parts_;

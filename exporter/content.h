@@ -56,7 +56,7 @@ struct ContentParts {
 };
 
 // Reads the documents, no blob: those stay where they are. With `platform` only what an index has for it,
-// else everything it lists. The parts outlive the result. Errors: as those of registry::Client; NotFound when
+// else everything it lists. The parts outlive the result. Errors: as those of registry::Client; DataLoss when
 // something listed is not there; InvalidArgument for what is no manifest or index, or too many of them.
 absl::StatusOr<Content> ReadContent(const ContentParts& parts, const oci::ImageReference& reference,
                                     const std::optional<oci::Platform>& platform,

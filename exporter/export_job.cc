@@ -1,5 +1,6 @@
 #include "exporter/export_job.h"
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <optional>
@@ -8,10 +9,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "exporter/artifact.h"
 #include "exporter/assembly.h"
 #include "exporter/content.h"
 #include "exporter/internal/at_once.h"
@@ -44,6 +47,7 @@ class Job {
         report_.set_image_error(std::string(status.message()));
       }
       report_.set_uploaded_bytes(uploaded_);
+      report_.set_source_bytes(read_);
       *event.mutable_done() = report_;
     }
     Emit(event);
@@ -78,13 +82,17 @@ class Job {
     return call;
   }
 
-  absl::StatusOr<Content> Resolve(const v1::Image& image) {
+  ContentParts Reading(bool keep) const {
     ContentParts parts;
     parts.client = parts_.client;
     parts.store = parts_.store;
-    parts.keep = request_.keep() || request_.unlazy();
+    parts.keep = keep;
     parts.keep_blobs = request_.keep();
-    ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(image.base()));
+    return parts;
+  }
+
+  absl::StatusOr<Content> Resolve(const v1::Image& image) {
+    ASSIGN_OR_RETURN(oci::ImageReference reference, Where(image.base()));
     std::optional<oci::Platform> platform;
     if (!image.all_platforms()) {
       platform = oci::HostPlatform();
@@ -92,7 +100,27 @@ class Job {
         ASSIGN_OR_RETURN(platform, oci::ParsePlatform(image.platform()));
       }
     }
-    return ReadContent(parts, reference, platform, ResolveCall());
+    const bool keep = request_.keep() || request_.unlazy() || ToStore();
+    return ReadContent(Reading(keep), reference, platform, ResolveCall());
+  }
+
+  // Whether layers are to stay lazy in a lease.
+  bool ToStore() const {
+    const auto& all = request_.destinations();
+    return std::any_of(all.begin(), all.end(),
+                       [](const std::string& one) { return absl::StartsWith(one, "store:"); });
+  }
+
+  absl::StatusOr<oci::ImageReference> Where(const std::string& base) const {
+    ASSIGN_OR_RETURN(ImageSource source, ParseImageSource(base));
+    if (const auto* reference = std::get_if<oci::ImageReference>(&source)) return *reference;
+    RETURN_IF_ERROR(NeedLeases());
+    ASSIGN_OR_RETURN(auto layout, parts_.leases->Image(std::get<StoreDestination>(source).name));
+    return oci::ImageReference(std::move(layout));
+  }
+  absl::Status NeedLeases() const {
+    if (parts_.leases != nullptr) return absl::OkStatus();
+    return absl::FailedPreconditionError("store: is only for exports of a daemon");
   }
 
   bool IsCopy(const v1::Image& image) const {
@@ -103,17 +131,22 @@ class Job {
   // Checks, resolves and starts what is to be made; then image and cache run side by side.
   absl::Status RunBoth() {
     ASSIGN_OR_RETURN(CheckedRequest checked, CheckRequest(request_));
-    if (!request_.cache().imports().empty()) {
-      return absl::UnimplementedError("imports of a cache are not supported; leave them out");
+    if (request_.index() != v1::INDEX_UNSPECIFIED && parts_.indexes == nullptr) {
+      return absl::FailedPreconditionError("indexes of several platforms are only for exports of a daemon");
     }
     for (const std::string& warning : checked.warnings) Warn(warning);
     RETURN_IF_ERROR(StartMaking());
-    ASSIGN_OR_RETURN(cache_layers_, AddLayers(request_.cache().layers()));
+    cache_.request = &request_;
+    // What the image wants is made first.
+    for (const v1::Image& image : request_.images()) RETURN_IF_ERROR(AddLayers(image.layers()).status());
+    ASSIGN_OR_RETURN(cache_.layers, AddLayers(request_.cache().layers()));
     const bool with_cache = !checked.caches.empty();
-    const bool with_image = !request_.images().empty();
+    const bool with_image = !request_.images().empty() || request_.has_artifact();
     absl::Status image;
     absl::Status cache;
-    auto run_image = [&] { image = Ended(Images(checked.images), false); };
+    auto run_image = [&] {
+      image = Ended(request_.has_artifact() ? Artifact(checked.images) : Images(checked.images), false);
+    };
     auto run_cache = [&] { cache = Ended(Caches(checked.caches), true); };
     if (with_image && with_cache && request_.parallel() != v1::OFF) {
       std::thread beside(run_cache);
@@ -149,7 +182,7 @@ class Job {
   }
 
   absl::Status StartMaking() {
-    bool any = !request_.cache().layers().empty();
+    bool any = !request_.cache().layers().empty() || request_.has_artifact();
     for (const v1::Image& image : request_.images()) any = any || !image.layers().empty();
     if (!any) return absl::OkStatus();
     RETURN_IF_ERROR(base::MakeDirectories(parts_.staging));
@@ -195,7 +228,7 @@ class Job {
     assembly.request = &request_;
     assembly.image = &image;
     ASSIGN_OR_RETURN(assembly.layers, AddLayers(image.layers()));
-    if (request_.cache().format() == v1::INLINE) assembly.cache_layers = cache_layers_;
+    if (request_.cache().format() == v1::INLINE) assembly.cache = &cache_;
     if (image.base() != "scratch") {
       ASSIGN_OR_RETURN(assembly.base, Resolve(image));
     }
@@ -215,6 +248,7 @@ class Job {
     }
     Content whole;
     auto finish = [&]() -> absl::Status {
+      if (request_.cache().format() == v1::INLINE) RETURN_IF_ERROR(Import());
       std::vector<Content> contents;
       for (ImageAssembly& assembly : assemblies) {
         if (IsCopy(*assembly.image)) {
@@ -224,7 +258,7 @@ class Job {
         ASSIGN_OR_RETURN(Content one, WholeContent(assembly, Fetch()));
         contents.push_back(std::move(one));
       }
-      ASSIGN_OR_RETURN(whole, JoinPlatforms(std::move(contents), request_));
+      ASSIGN_OR_RETURN(whole, JoinPlatforms(std::move(contents), request_, Fetch()));
       return absl::OkStatus();
     };
     if (copies_only) RETURN_IF_ERROR(finish());
@@ -235,7 +269,11 @@ class Job {
     }
     ASSIGN_OR_RETURN(v1::AllReady ready, PutAll(copies_only ? whole : early, copies_only, finish, whole,
                                                 destinations, Priority::kImage));
-    if (ready.ready().empty()) return absl::OkStatus();
+    if (!ready.ready().empty()) ImageReady(ready);
+    return absl::OkStatus();
+  }
+
+  void ImageReady(const v1::AllReady& ready) ABSL_LOCKS_EXCLUDED(mutex_) {
     v1::ExportEvent event;
     *event.mutable_image_ready() = ready;
     {
@@ -243,14 +281,51 @@ class Job {
       *report_.mutable_images() = ready.ready();
     }
     Emit(event);
+  }
+
+  absl::Status Artifact(const std::vector<Destination>& destinations) {
+    google::protobuf::RepeatedPtrField<v1::LayerSource> sources;
+    for (const v1::ArtifactLayer& layer : request_.artifact().layers()) {
+      sources.Add()->set_source(layer.source());
+    }
+    ImageAssembly assembly;
+    ASSIGN_OR_RETURN(assembly.layers, AddLayers(sources));
+    ASSIGN_OR_RETURN(const auto subject, SubjectOf(request_.artifact(), parts_.client, ResolveCall()));
+    Content whole;
+    auto finish = [&]() -> absl::Status {
+      ASSIGN_OR_RETURN(whole, WholeArtifact(request_.artifact(), assembly.layers, subject, stop_.get()));
+      return absl::OkStatus();
+    };
+    ASSIGN_OR_RETURN(v1::AllReady ready,
+                     PutAll(EarlyContent(assembly), false, finish, whole, destinations, Priority::kImage));
+    ImageReady(ready);
+    return absl::OkStatus();
+  }
+
+  // Reads what the cache takes over. Once, by whoever makes the cache.
+  absl::Status Import() {
+    ImportOptions options;
+    options.plain = request_.cache().format() == v1::PLAIN;
+    if (options.plain) {
+      for (const v1::LayerSource& layer : request_.cache().layers())
+        options.skip.insert(PlainCacheName(layer));
+    }
+    options.fetch = Fetch();
+    for (const std::string& import : request_.cache().imports()) {
+      ASSIGN_OR_RETURN(const oci::ImageReference reference, oci::ParseImageReference(import));
+      options.call = ResolveCall();
+      RETURN_IF_ERROR(ImportCache(Reading(request_.keep()), reference, options, &cache_.imported));
+    }
+    for (const std::string& warning : cache_.imported.warnings) Warn(warning);
     return absl::OkStatus();
   }
 
   absl::Status Caches(const std::vector<Destination>& destinations) {
-    const Content early = EarlyCache(cache_layers_);
+    RETURN_IF_ERROR(Import());
+    const Content early = EarlyCache(cache_);
     Content whole;
     auto finish = [&]() -> absl::Status {
-      ASSIGN_OR_RETURN(whole, WholeCache(request_, cache_layers_, stop_.get()));
+      ASSIGN_OR_RETURN(whole, WholeCache(cache_, stop_.get()));
       return absl::OkStatus();
     };
     ASSIGN_OR_RETURN(v1::AllReady ready, PutAll(early, false, finish, whole, destinations, Priority::kCache));
@@ -316,6 +391,11 @@ class Job {
     options.credentials = caller_.credentials;
     options.progress = [this](const v1::Progress& progress) { Tell(progress); };
     options.uploaded = &uploaded_;
+    options.read = &read_;
+    if (request_.index() != v1::INDEX_UNSPECIFIED && priority == Priority::kImage) {
+      options.indexes = parts_.indexes;
+      options.append = request_.index() == v1::INDEX_APPEND;
+    }
     return options;
   }
 
@@ -323,6 +403,14 @@ class Job {
                                        const std::shared_ptr<base::CancelToken>& stop, Priority priority) {
     LocalOptions options;
     options.cache = priority == Priority::kCache;
+    options.append = request_.index() == v1::INDEX_APPEND && !options.cache;
+    options.artifact = request_.images_size() == 1 && request_.images(0).artifact();
+    if (options.artifact && !request_.images(0).all_platforms()) {
+      options.platform = oci::HostPlatform();
+      if (!request_.images(0).platform().empty()) {
+        ASSIGN_OR_RETURN(options.platform, oci::ParsePlatform(request_.images(0).platform()));
+      }
+    }
     options.cancel = stop;
     options.credentials = caller_.credentials;
     options.progress = [this](const v1::Progress& progress) { Tell(progress); };
@@ -331,6 +419,10 @@ class Job {
     }
     if (const auto* archive = std::get_if<ArchiveDestination>(&destination)) {
       return WriteToArchive(content, *archive, options);
+    }
+    if (const auto* store = std::get_if<StoreDestination>(&destination)) {
+      RETURN_IF_ERROR(NeedLeases());
+      return parts_.leases->HoldImage(store->name, content, request_.keep(), options);
     }
     return WriteToDirectory(content, std::get<DirectoryDestination>(destination), options);
   }
@@ -343,12 +435,13 @@ class Job {
   const base::CancelToken::Registration caller_gone_{
       caller_.cancel->OnCancel([stop = stop_] { stop->Cancel(); })};
   std::atomic<uint64_t> uploaded_{0};
+  std::atomic<uint64_t> read_{0};
   absl::Mutex event_mutex_;  // held while an event is given out; nothing else is locked under it
   absl::Mutex mutex_;
   v1::Report report_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::shared_ptr<MadeLayer>> made_ ABSL_GUARDED_BY(mutex_);  // by source
   std::atomic<int> first_failed_{0};                                                // 1: image, 2: cache
-  MadeLayers cache_layers_;
+  CacheAssembly cache_;
   std::unique_ptr<LayerMaker> maker_;  // tells of its progress until it is gone
 };
 

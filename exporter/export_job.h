@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "base/cancel.h"
 #include "contentstore/content_store.h"
+#include "exporter/leases.h"
 #include "exporter/make.h"
 #include "exporter/placer.h"
 #include "exporter/publish.h"
@@ -24,8 +25,10 @@ struct ExportParts {
   contentstore::ContentStore* store = nullptr;
   Placer* placer = nullptr;
   PutDocument put;
-  std::string staging;         // directory for layers while they are made; is made if need be
-  SnapshotDirectory snapshot;  // may be empty: there are none
+  std::string staging;             // directory for layers while they are made; is made if need be
+  SnapshotDirectory snapshot;      // may be empty: there are none
+  IndexWriter* indexes = nullptr;  // null: indexes cannot be changed in registries
+  Leases* leases = nullptr;        // for "store:NAME"; may be null: there are none
 };
 
 // Who asks for it.

@@ -2,9 +2,12 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -21,6 +24,8 @@ constexpr uint64_t kMaxSpecBytes = 16 << 20;
 constexpr absl::string_view kLayout = "oci:";
 constexpr absl::string_view kArchive = "oci-archive:";
 constexpr absl::string_view kDirectory = "dir:";
+constexpr absl::string_view kStore = "store:";
+constexpr size_t kMaxLeaseName = 128;
 constexpr absl::string_view kTar = "tar:";
 constexpr absl::string_view kSnapshot = "snapshot:";
 
@@ -71,12 +76,17 @@ absl::StatusOr<std::vector<Destination>> ParseDestinations(
   return destinations;
 }
 
-absl::Status CheckRecord(const v1::CacheRecord& record) {
-  absl::Status status = base::Digest::Parse(record.digest()).status();
+// What records can be linked to: `names` and, if there are `imports`, what these have.
+absl::Status CheckLinks(const v1::CacheRecord& record, const std::set<std::string>& names, bool imports) {
   for (const auto& input : record.inputs()) {
-    for (const auto& link : input.links()) status.Update(base::Digest::Parse(link.digest()).status());
+    for (const auto& link : input.links()) {
+      if (names.contains(link.digest()) || (imports && base::Digest::Parse(link.digest()).ok())) continue;
+      return BadText(record.digest(),
+                     absl::StrCat("a cache record that links to ", base::Printable(link.digest()),
+                                  ", which no record is called"));
+    }
   }
-  return base::Annotate(status, "cache record");
+  return absl::OkStatus();
 }
 
 absl::Status CheckLayerSource(const v1::LayerSource& layer) {
@@ -87,15 +97,15 @@ absl::Status CheckLayerSource(const v1::LayerSource& layer) {
     ASSIGN_OR_RETURN(Source source, ParseSource(text));
     if (!IsAbsolute(source.path)) return BadText(text, "the path must be absolute");
   }
-  for (const v1::CacheRecord& record : layer.records()) RETURN_IF_ERROR(CheckRecord(record));
   return absl::OkStatus();
 }
 
 absl::Status CheckImage(const v1::Image& image) {
   if (image.base().empty()) return Bad("base", "is missing; name an image, or \"scratch\"");
   if (image.base() != "scratch") {
-    ASSIGN_OR_RETURN(oci::ImageReference base, oci::ParseImageReference(image.base()));
-    if (const auto* layout = std::get_if<oci::LayoutReference>(&base)) {
+    ASSIGN_OR_RETURN(ImageSource base, ParseImageSource(image.base()));
+    const auto* reference = std::get_if<oci::ImageReference>(&base);
+    if (const auto* layout = reference ? std::get_if<oci::LayoutReference>(reference) : nullptr) {
       if (!IsAbsolute(layout->directory)) return BadText(image.base(), "the path must be absolute");
     }
   } else if (image.layers().empty()) {
@@ -110,16 +120,62 @@ absl::Status CheckImage(const v1::Image& image) {
                  "all its platforms can only be copied as they are: no layers, config or annotations");
     }
   }
+  if (image.artifact() && (!image.layers().empty() || image.base() == "scratch")) {
+    return Bad(base::Printable(image.base()), "an artifact is unpacked as it is: no layers");
+  }
   if (!image.config_file().empty() && !IsAbsolute(image.config_file())) {
     return BadText(image.config_file(), "the path must be absolute");
   }
   for (const v1::LayerSource& layer : image.layers()) {
     RETURN_IF_ERROR(CheckLayerSource(layer));
-    if (!layer.records().empty()) {
-      return BadText(layer.source(), "cache records belong to layers of the cache");
+    if (!layer.records().empty() || !layer.parent().empty()) {
+      return BadText(layer.source(), "cache records and parents belong to layers of the cache");
     }
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckIndexDestination(const v1::ExportRequest& request, const Destination& destination) {
+  if (request.index() == v1::INDEX_UNSPECIFIED) return absl::OkStatus();
+  const auto* reference = std::get_if<oci::Reference>(&destination);
+  const auto* layout = std::get_if<oci::LayoutReference>(&destination);
+  if (reference != nullptr && reference->digest.has_value()) {
+    return BadText(ToString(destination), "an index of platforms wants a tag, not a digest");
+  }
+  if (std::holds_alternative<DirectoryDestination>(destination)) {
+    return BadText(ToString(destination), "a directory takes one platform, no index");
+  }
+  if (request.index() != v1::INDEX_APPEND || reference != nullptr) return absl::OkStatus();
+  if (layout == nullptr)
+    return BadText(ToString(destination), "only an index in a registry or a layout is added to");
+  if (!layout->tag.has_value())
+    return BadText(ToString(destination), "adding to an index wants its name: oci:DIR:tag");
+  return absl::OkStatus();
+}
+
+absl::Status CheckArtifact(const v1::ExportRequest& request, const std::vector<Destination>& destinations) {
+  if (!request.images().empty() || request.has_cache() || request.index() != v1::INDEX_UNSPECIFIED) {
+    return Bad("artifact", "goes alone, without image, cache and index");
+  }
+  if (destinations.empty()) return Bad("artifact", "no destination");
+  for (const Destination& destination : destinations) {
+    if (!std::holds_alternative<DirectoryDestination>(destination)) continue;
+    return BadText(ToString(destination), "an artifact is put into a repository, oci: or oci-archive:");
+  }
+  if (request.artifact().layers().empty())
+    return Bad("artifact", "no layer; give it one: --layer PLATFORM=DIR");
+  for (const v1::ArtifactLayer& layer : request.artifact().layers()) {
+    if (layer.platform() != "any") RETURN_IF_ERROR(oci::ParsePlatform(layer.platform()).status());
+    v1::LayerSource source;
+    source.set_source(layer.source());
+    RETURN_IF_ERROR(CheckLayerSource(source));
+  }
+  const std::string& subject = request.artifact().subject();
+  if (subject.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(subject));
+  const auto* layout = std::get_if<oci::LayoutReference>(&reference);
+  if (layout == nullptr || IsAbsolute(layout->directory)) return absl::OkStatus();
+  return BadText(subject, "the path must be absolute");
 }
 
 absl::Status CheckImages(const v1::ExportRequest& request, const std::vector<Destination>& destinations) {
@@ -127,6 +183,9 @@ absl::Status CheckImages(const v1::ExportRequest& request, const std::vector<Des
   for (const v1::Image& image : request.images()) {
     RETURN_IF_ERROR(CheckImage(image));
     if (request.images_size() == 1) break;
+    if (image.artifact()) return Bad(base::Printable(image.base()), "an artifact is unpacked alone");
+    if (request.index() != v1::INDEX_UNSPECIFIED && (image.all_platforms() || image.platform().empty()))
+      continue;  // its documents say it
     if (image.all_platforms() || image.platform().empty()) {
       return Bad(base::Printable(image.base()), "of several images each must name its platform");
     }
@@ -135,12 +194,21 @@ absl::Status CheckImages(const v1::ExportRequest& request, const std::vector<Des
       return Bad(platform.ToString(), "two images of one platform; an index holds one of each");
     }
   }
+  const bool artifact = request.images_size() == 1 && request.images(0).artifact();
   for (const Destination& destination : destinations) {
-    if (!std::holds_alternative<DirectoryDestination>(destination)) continue;
+    RETURN_IF_ERROR(CheckIndexDestination(request, destination));
+    if (!std::holds_alternative<DirectoryDestination>(destination)) {
+      if (artifact)
+        return BadText(ToString(destination), "an artifact is unpacked into a directory: dir:PATH");
+      continue;
+    }
+    if (artifact) continue;
     if (request.images_size() > 1 || (request.images_size() == 1 && request.images(0).all_platforms())) {
       return BadText(ToString(destination), "a directory takes one platform; name it with --platform");
     }
   }
+  if (request.images().empty() && request.index() != v1::INDEX_UNSPECIFIED)
+    return Bad("index", "of no image");
   if (request.images().empty() && !destinations.empty()) return Bad("image", "destinations, but no image");
   if (!request.images().empty() && destinations.empty() && !request.unlazy()) {
     return Bad("image", "no destination; name one with --image");
@@ -148,42 +216,95 @@ absl::Status CheckImages(const v1::ExportRequest& request, const std::vector<Des
   return absl::OkStatus();
 }
 
-absl::Status CheckCache(const v1::ExportRequest& request, const std::vector<Destination>& destinations,
-                        std::vector<std::string>* warnings) {
+absl::Status CheckCacheDestinations(const v1::ExportRequest& request,
+                                    const std::vector<Destination>& destinations,
+                                    std::vector<std::string>* warnings) {
   const v1::Cache& cache = request.cache();
+  const bool empty = cache.layers().empty() && cache.imports().empty();
   if (cache.format() == v1::INLINE) {
     if (!destinations.empty()) {
       return Bad("cache", "an inline cache is part of the image and has no destination of its own");
     }
     if (request.images().empty()) return Bad("cache", "an inline cache needs an image");
-  } else if (destinations.empty()) {
-    return Bad("cache", "layers or imports, but no destination; name one with --cache");
+    if (empty) warnings->push_back("cache has no effect: neither layers nor imports are given");
+    return absl::OkStatus();
   }
+  if (destinations.empty())
+    return Bad("cache", "layers or imports, but no destination; name one with --cache");
   for (const Destination& destination : destinations) {
     if (std::holds_alternative<DirectoryDestination>(destination)) {
       return BadText(ToString(destination),
                      "a cache cannot be unpacked; name a repository, oci: or oci-archive:");
     }
   }
-  const bool plain = cache.format() == v1::PLAIN;
+  if (empty) return Bad("cache", "a destination, but neither layers nor imports");
+  return absl::OkStatus();
+}
+
+absl::Status CheckPlainCache(const v1::Cache& cache, std::vector<std::string>* warnings) {
+  for (const v1::LayerSource& layer : cache.layers()) {
+    if (layer.records().empty() && layer.parent().empty()) continue;
+    warnings->push_back(absl::StrCat(base::Printable(layer.source()),
+                                     ": a plain cache image holds no records or parents; ignored"));
+  }
+  if (!cache.records().empty())
+    warnings->push_back("cache records have no effect: the cache is a plain image");
+  if (cache.max()) warnings->push_back("cache mode max has no effect: the cache is a plain image");
+  return absl::OkStatus();
+}
+
+absl::Status CheckBuildCache(const v1::Cache& cache) {
+  ASSIGN_OR_RETURN(const std::vector<CacheParent> parents, CacheParents(cache));
+  std::vector<bool> used(parents.size(), false);
+  for (int i = cache.layers_size() - 1; i >= 0; --i) {
+    const size_t place = static_cast<size_t>(i);
+    const v1::LayerSource& layer = cache.layers(i);
+    if (layer.records().empty() && !used[place]) {
+      return BadText(
+          layer.source(),
+          "a layer of a build cache that neither has records nor lies below one that has is of no use "
+          "to anybody; give records, or choose format plain");
+    }
+    if (parents[place].layer != -1) used[static_cast<size_t>(parents[place].layer)] = true;
+  }
+  std::vector<const v1::CacheRecord*> records;
+  for (const v1::CacheRecord& record : cache.records()) records.push_back(&record);
+  for (const v1::LayerSource& layer : cache.layers()) {
+    for (const v1::CacheRecord& record : layer.records()) records.push_back(&record);
+  }
+  std::set<std::string> names;
+  for (const v1::CacheRecord* record : records) {
+    RETURN_IF_ERROR(base::Annotate(base::Digest::Parse(record->digest()).status(), "cache record"));
+    names.insert(record->digest());
+    if (!record->id().empty()) names.insert(record->id());
+  }
+  for (const v1::CacheRecord* record : records) {
+    RETURN_IF_ERROR(CheckLinks(*record, names, !cache.imports().empty()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCache(const v1::ExportRequest& request, const std::vector<Destination>& destinations,
+                        std::vector<std::string>* warnings) {
+  const v1::Cache& cache = request.cache();
+  RETURN_IF_ERROR(CheckCacheDestinations(request, destinations, warnings));
   std::set<std::string> sources;
   for (const v1::LayerSource& layer : cache.layers()) {
     RETURN_IF_ERROR(CheckLayerSource(layer));
     if (!sources.insert(layer.source()).second) {
       return BadText(layer.source(), "is given twice in the cache; give it once, with all its records");
     }
-    if (!plain && layer.records().empty()) {
-      return BadText(layer.source(), "a layer of a build cache without records is of no use to anybody");
-    }
-    if (plain && !layer.records().empty()) {
-      warnings->push_back(
-          absl::StrCat(base::Printable(layer.source()), ": a plain cache image holds no records; ignored"));
-    }
   }
+  std::set<std::string> imports;
   for (const std::string& import : cache.imports()) {
-    RETURN_IF_ERROR(oci::ParseImageReference(import).status());
+    ASSIGN_OR_RETURN(const oci::ImageReference reference, oci::ParseImageReference(import));
+    const auto* layout = std::get_if<oci::LayoutReference>(&reference);
+    if (layout != nullptr && !IsAbsolute(layout->directory)) {
+      return BadText(import, "the path must be absolute");
+    }
+    if (!imports.insert(oci::ToString(reference)).second) return BadText(import, "is imported twice");
   }
-  return absl::OkStatus();
+  return cache.format() == v1::PLAIN ? CheckPlainCache(cache, warnings) : CheckBuildCache(cache);
 }
 
 }  // namespace
@@ -199,8 +320,32 @@ absl::StatusOr<Destination> ParseDestination(absl::string_view text) {
     if (text.size() == kDirectory.size()) return BadText(text, "names no directory: dir:PATH");
     return DirectoryDestination{std::string(text.substr(kDirectory.size()))};
   }
+  ASSIGN_OR_RETURN(ImageSource source, ParseImageSource(text));
+  if (auto* store = std::get_if<StoreDestination>(&source)) return std::move(*store);
+  return std::visit([](auto&& kind) -> Destination { return std::move(kind); },
+                    std::get<oci::ImageReference>(std::move(source)));
+}
+
+absl::Status CheckLeaseName(absl::string_view name) {
+  const auto fits = [](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '.' || c == '-';
+  };
+  const bool good = !name.empty() && name.size() <= kMaxLeaseName &&
+                    absl::ascii_isalnum(static_cast<unsigned char>(name[0])) &&
+                    std::all_of(name.begin(), name.end(), fits);
+  if (good) return absl::OkStatus();
+  return Bad(absl::StrCat("lease \"", base::Printable(name.substr(0, 200)), "\""),
+             "a name has 1 to 128 letters, digits, \"_\", \".\", \"-\", and begins with a letter or digit");
+}
+
+absl::StatusOr<ImageSource> ParseImageSource(absl::string_view text) {
+  absl::string_view name = text;
+  if (absl::ConsumePrefix(&name, kStore)) {
+    RETURN_IF_ERROR(CheckLeaseName(name));
+    return StoreDestination{std::string(name)};
+  }
   ASSIGN_OR_RETURN(oci::ImageReference reference, oci::ParseImageReference(text));
-  return std::visit([](auto&& kind) -> Destination { return std::move(kind); }, std::move(reference));
+  return reference;
 }
 
 std::string ToString(const Destination& destination) {
@@ -214,6 +359,7 @@ std::string ToString(const Destination& destination) {
     std::string operator()(const DirectoryDestination& directory) const {
       return absl::StrCat(kDirectory, directory.path);
     }
+    std::string operator()(const StoreDestination& store) const { return absl::StrCat(kStore, store.name); }
   };
   return std::visit(Text(), destination);
 }
@@ -258,7 +404,14 @@ absl::Status MakePathsAbsolute(const std::string& directory, v1::ExportRequest* 
     }
     for (auto& layer : *request->mutable_cache()->mutable_layers()) {
       AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_source());
+      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_parent());
     }
+  }
+  if (request->has_artifact()) {
+    for (auto& layer : *request->mutable_artifact()->mutable_layers()) {
+      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_source());
+    }
+    AbsoluteAfter(directory, {kLayout}, request->mutable_artifact()->mutable_subject());
   }
   if (!request->access().docker_config().empty()) {
     std::string* config = request->mutable_access()->mutable_docker_config();
@@ -267,14 +420,41 @@ absl::Status MakePathsAbsolute(const std::string& directory, v1::ExportRequest* 
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::vector<CacheParent>> CacheParents(const v1::Cache& cache) {
+  std::vector<CacheParent> parents;
+  std::map<std::string, int> places;
+  for (int i = 0; i < cache.layers_size(); ++i) {
+    const v1::LayerSource& layer = cache.layers(i);
+    CacheParent parent;
+    if (layer.parent().empty()) {
+      parent.layer = i - 1;
+    } else if (const auto found = places.find(layer.parent()); found != places.end()) {
+      parent.layer = found->second;
+    } else if (layer.parent() != "-") {
+      auto digest = base::Digest::Parse(layer.parent());
+      if (!digest.ok() || cache.imports().empty()) {
+        return BadText(layer.source(), absl::StrCat("its parent ", base::Printable(layer.parent()),
+                                                    " is neither the source of a layer before it nor the "
+                                                    "digest of one in an import"));
+      }
+      parent.imported = *std::move(digest);
+    }
+    parents.push_back(std::move(parent));
+    places.emplace(layer.source(), i);
+  }
+  return parents;
+}
+
 absl::StatusOr<CheckedRequest> CheckRequest(const v1::ExportRequest& request) {
   CheckedRequest checked;
   const bool cached = request.has_cache();
-  if (request.images().empty() && !cached) return Bad("export", "neither an image nor a cache is given");
+  if (request.images().empty() && !cached && !request.has_artifact())
+    return Bad("export", "neither an image nor a cache is given");
   std::set<std::string> seen;
   ASSIGN_OR_RETURN(checked.images, ParseDestinations(request.destinations(), &seen));
   ASSIGN_OR_RETURN(checked.caches, ParseDestinations(request.cache().destinations(), &seen));
-  RETURN_IF_ERROR(CheckImages(request, checked.images));
+  RETURN_IF_ERROR(request.has_artifact() ? CheckArtifact(request, checked.images)
+                                         : CheckImages(request, checked.images));
   if (cached) RETURN_IF_ERROR(CheckCache(request, checked.caches, &checked.warnings));
   if (request.compression_level() < 0) return Bad("compression level", "must not be negative");
   const std::string& docker_config = request.access().docker_config();

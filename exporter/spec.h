@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "base/digest.h"
 #include "oci/reference.h"
 #include "proto/exporter.pb.h"
 
@@ -25,12 +26,22 @@ struct ArchiveDestination {
 struct DirectoryDestination {
   std::string path;
 };
-using Destination =
-    std::variant<oci::Reference, oci::LayoutReference, ArchiveDestination, DirectoryDestination>;
+// A lease of the daemon's own store, which keeps the image: "store:NAME".
+struct StoreDestination {
+  std::string name;
+};
+using Destination = std::variant<oci::Reference, oci::LayoutReference, ArchiveDestination,
+                                 DirectoryDestination, StoreDestination>;
 
 // InvalidArgument names the text and what is wrong with it.
 absl::StatusOr<Destination> ParseDestination(absl::string_view text);
 std::string ToString(const Destination& destination);
+
+// InvalidArgument unless [A-Za-z0-9][A-Za-z0-9_.-]{0,127}.
+absl::Status CheckLeaseName(absl::string_view name);
+// What an image is read from: "store:NAME" too.
+using ImageSource = std::variant<oci::ImageReference, StoreDestination>;
+absl::StatusOr<ImageSource> ParseImageSource(absl::string_view text);
 
 // proto3 JSON, strictly: unknown and duplicate keys are InvalidArgument, which names them. 16 MiB at most.
 absl::StatusOr<v1::ExportRequest> ParseSpec(absl::string_view json);
@@ -38,6 +49,14 @@ std::string SpecToJson(const v1::ExportRequest& request);
 
 // Paths that are relative to `directory` become absolute: a daemon works elsewhere than whoever asks it.
 absl::Status MakePathsAbsolute(const std::string& directory, v1::ExportRequest* request);
+
+// What a layer of a build cache lies on.
+struct CacheParent {
+  int layer = -1;                        // index in the list; -1: none of it
+  std::optional<base::Digest> imported;  // a layer of an import
+};
+// For each layer of `cache`. InvalidArgument: a parent that is not there, or not before it.
+absl::StatusOr<std::vector<CacheParent>> CacheParents(const v1::Cache& cache);
 
 // A request without contradictions.
 struct CheckedRequest {

@@ -154,6 +154,60 @@ TEST(BuildCache, ALinkToNothingIsAnError) {
   EXPECT_TRUE(absl::StrContains(status.message(), "sha256:missing")) << status;
 }
 
+TEST(BuildCache, EqualStepsOnDifferentBasesAreToldApartByTheirIds) {
+  std::vector<NewCacheLayer> layers = {LayerOf("one", -1, {Record("sha256:one")}),
+                                       LayerOf("run-1", 0, {Record("sha256:run", {{{"", "sha256:one"}}})}),
+                                       LayerOf("two", -1, {Record("sha256:two")}),
+                                       LayerOf("run-2", 2, {Record("sha256:run", {{{"", "sha256:two"}}})}),
+                                       LayerOf("last", 3, {Record("sha256:last", {{{"", "sha256:run"}}})})};
+  const absl::Status status = CacheOfLayers(layers).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(absl::StrContains(status.message(), "give them ids")) << status;
+  layers[3].records[0].id = "second";
+  layers[4].records[0].inputs[0][0].digest = "second";
+  const absl::StatusOr<Cache> cache = CacheOfLayers(layers);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  for (const CacheRecord& record : cache->records) {
+    if (record.digest != "sha256:last") continue;
+    const CacheRecord& run = cache->records[record.inputs[0][0].record];
+    EXPECT_EQ(cache->records[run.inputs[0][0].record].digest, "sha256:two");
+  }
+  // The same among imports: nobody can say which is meant.
+  const std::vector<NewCacheLayer> more = {LayerOf("new", 0, {Record("sha256:new", {{{"", "sha256:run"}}})})};
+  EXPECT_EQ(CacheOfLayers(more, {}, *cache).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(BuildCache, NewLayersAndRecordsJoinWhatIsThere) {
+  const Cache there = MaxCache();
+  int top = 0;
+  while (there.layers[top].blob != D("b")) ++top;
+  const std::vector<NewCacheLayer> layers = {
+      LayerOf("c", top, {Record("sha256:run-c", {{{"", "sha256:run-b"}}, {{"/x", "sha256:context"}}})})};
+  const absl::StatusOr<Cache> cache = CacheOfLayers(layers, {Record("sha256:context")}, there);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  EXPECT_EQ(cache->layers.size(), 5U);
+  EXPECT_EQ(Steps(*cache, false), std::vector<std::string>{"sha256:context"});
+}
+
+TEST(BuildCache, RecordsOfAFileAreForLayersByTheirPlace) {
+  const json config = {{"records",
+                        {{{"digest", "sha256:from"}, {"layers", {{{"layer", 0}}}}},
+                         {{"digest", "sha256:context"}},
+                         {{"digest", "sha256:run"},
+                          {"layers", {{{"layer", 1}}}},
+                          {"inputs", {{{{"link", 0}}}, {{{"link", 1}, {"selector", "/src"}}}}}}}}};
+  absl::StatusOr<Cache> cache = ReadCacheRecords(config.dump(), 2);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  EXPECT_EQ(cache->layers[1].parent, 0);
+  EXPECT_EQ(cache->records[2].inputs[1][0].selector, "/src");
+  json with_layers = config;
+  with_layers["layers"] = {{{"parent", -1}}, {{"parent", -1}}};
+  EXPECT_EQ(ReadCacheRecords(with_layers.dump(), 2)->layers[1].parent, -1);
+  EXPECT_FALSE(ReadCacheRecords(with_layers.dump(), 3).ok()) << "two places for three layers";
+  EXPECT_FALSE(ReadCacheRecords(config.dump(), 1).ok()) << "layer 1 is out of range";
+  EXPECT_FALSE(ReadCacheRecords("[]", 1).ok());
+}
+
 TEST(BuildCache, MinKeepsWhatTheLastStepConsistsOf) {
   const Cache min = KeepMin(MaxCache()).value();
   EXPECT_EQ(Steps(min, true), (std::vector<std::string>{"sha256:from", "sha256:run-a", "sha256:run-b"}));
@@ -297,12 +351,15 @@ TEST(PlainCache, NamesComeBack) {
   const BuiltImage image = BuildPlainCache(layers, 0, false).value();
   const oci::Manifest manifest =
       std::get<oci::Manifest>(oci::ParseManifestOrIndex(image.manifest, std::nullopt, "").value());
-  const absl::StatusOr<std::vector<PlainCacheLayer>> read = ReadPlainCache(manifest, image.config);
+  const auto read = ReadPlainCache(manifest, image.config);
   ASSERT_TRUE(read.ok()) << read.status();
-  ASSERT_EQ(read->size(), 2U);
-  EXPECT_EQ((*read)[1].name, "jre");
-  EXPECT_EQ((*read)[1].layer.descriptor.digest, D("b"));
-  EXPECT_EQ((*read)[1].layer.diff_id, D("diff b"));
+  ASSERT_TRUE(read->has_value());
+  ASSERT_EQ((*read)->size(), 2U);
+  EXPECT_EQ((**read)[1].name, "jre");
+  EXPECT_EQ((**read)[1].layer.descriptor.digest, D("b"));
+  EXPECT_EQ((**read)[1].layer.diff_id, D("diff b"));
+  EXPECT_EQ(ReadPlainCache(manifest, "{}")->has_value(), false);
+  EXPECT_FALSE(ReadPlainCache(manifest, "[]").ok());
   EXPECT_FALSE(BuildPlainCache({layers[0], layers[0]}, 0, false).ok());
 }
 

@@ -100,9 +100,52 @@ TEST(CheckRequestTest, CachesAreChecked) {
   EXPECT_THAT(Refusal(R"({"cache": {"format": "INLINE", "destinations": ["c/d"]}})"), HasSubstr("inline"));
   EXPECT_THAT(Refusal(R"({"cache": {"layers": []}})"), HasSubstr("destination"));
   EXPECT_THAT(Refusal(R"({"cache": {"destinations": ["dir:/x"]}})"), HasSubstr("dir:/x"));
+  EXPECT_THAT(Refusal(R"({"cache": {"destinations": ["c/d"]}})"), HasSubstr("neither layers nor imports"));
+  EXPECT_THAT(Refusal(R"({"cache": {"destinations": ["c/d"], "imports": ["a/b", "docker.io/a/b:latest"]}})"),
+              HasSubstr("twice"));
+  EXPECT_THAT(Refusal(R"({"cache": {"destinations": ["c/d"], "imports": ["oci:rel"]}})"),
+              HasSubstr("absolute"));
+  EXPECT_THAT(
+      Refusal((R"({"cache": {"destinations": ["c/d"], "layers": [{"source": "dir:/x", "records": [{"digest":
+      "sha256:)" +
+               std::string(64, 'a') + R"(", "inputs": [{"links": [{"digest": "nobody"}]}]}]}]}})")
+                  .c_str()),
+      HasSubstr("nobody"));
   auto fine = CheckRequest(Spec(
       (R"({"cache": {"destinations": ["c/d"], "layers": [{"source": "dir:/x", )" + record + "}]}}").c_str()));
   EXPECT_TRUE(fine.ok()) << fine.status();
+}
+
+TEST(CheckRequestTest, CacheLayersLieOnWhatTheyName) {
+  const std::string digest = "sha256:" + std::string(64, 'a');
+  v1::Cache cache;
+  for (const char* parent : {"", "", "-", "dir:/0"}) {
+    v1::LayerSource* layer = cache.add_layers();
+    layer->set_source("dir:/" + std::to_string(cache.layers_size() - 1));
+    layer->set_parent(parent);
+  }
+  auto parents = CacheParents(cache);
+  ASSERT_TRUE(parents.ok()) << parents.status();
+  std::vector<int> places;
+  for (const CacheParent& parent : *parents) places.push_back(parent.layer);
+  EXPECT_THAT(places, ElementsAre(-1, 0, -1, 0));
+  // Layer 3 alone has records: layers 1 and 2 are of no use.
+  v1::ExportRequest request;
+  *request.mutable_cache() = cache;
+  request.mutable_cache()->add_destinations("c/d");
+  request.mutable_cache()->mutable_layers(3)->add_records()->set_digest(digest);
+  EXPECT_THAT(std::string(CheckRequest(request).status().message()), HasSubstr("dir:/2"));
+  request.mutable_cache()->mutable_layers()->DeleteSubrange(1, 2);
+  EXPECT_TRUE(CheckRequest(request).ok()) << CheckRequest(request).status();
+
+  for (const char* parent : {"dir:/1", "dir:/nobody", digest.c_str()}) {
+    cache.mutable_layers(0)->set_parent(parent);
+    EXPECT_THAT(std::string(CacheParents(cache).status().message()), HasSubstr(parent));
+  }
+  cache.add_imports("a/b");
+  parents = CacheParents(cache);
+  ASSERT_TRUE(parents.ok()) << parents.status();
+  EXPECT_EQ((*parents)[0].imported->ToString(), digest);
 }
 
 TEST(CheckRequestTest, WarnsOfOptionsWithoutEffect) {
@@ -113,7 +156,11 @@ TEST(CheckRequestTest, WarnsOfOptionsWithoutEffect) {
   checked = CheckRequest(Spec(R"({"images": [{"base": "a/b"}], "destinations": ["c/d"], "parallel": "ON",
       "cache": {"format": "INLINE"}})"));
   ASSERT_TRUE(checked.ok()) << checked.status();
-  EXPECT_THAT(checked->warnings, ElementsAre(HasSubstr("inline")));
+  EXPECT_THAT(checked->warnings, ElementsAre(HasSubstr("neither layers nor imports"), HasSubstr("inline")));
+  checked = CheckRequest(Spec(R"({"cache": {"format": "PLAIN", "max": true, "destinations": ["c/d"],
+      "imports": ["a/b"]}})"));
+  ASSERT_TRUE(checked.ok()) << checked.status();
+  EXPECT_THAT(checked->warnings, ElementsAre(HasSubstr("mode max has no effect")));
 }
 
 TEST(MakePathsAbsoluteTest, OnlyPathsChange) {
@@ -128,6 +175,12 @@ TEST(MakePathsAbsoluteTest, OnlyPathsChange) {
   EXPECT_EQ(request.images(0).layers(2).source(), "snapshot:k");
   EXPECT_THAT(request.destinations(), ElementsAre("host/x", "dir:/w/f", "oci-archive:/w/g:h"));
   EXPECT_EQ(request.access().docker_config(), "/w/i");
+  request = Spec(R"({"cache": {"imports": ["oci:a:t", "host/x"], "layers": [{"source": "dir:b"},
+      {"source": "tar:c", "parent": "dir:b"}, {"source": "dir:d", "parent": "-"}]}})");
+  ASSERT_TRUE(MakePathsAbsolute("/w", &request).ok());
+  EXPECT_THAT(request.cache().imports(), ElementsAre("oci:/w/a:t", "host/x"));
+  EXPECT_EQ(request.cache().layers(1).parent(), "dir:/w/b");
+  EXPECT_EQ(request.cache().layers(2).parent(), "-");
 }
 
 }  // namespace
