@@ -63,21 +63,20 @@ void LearnedBlobsImpl::HoldLater(const std::string& name_space, const base::Dige
 }
 
 void LearnedBlobsImpl::Hold(const std::string& name_space, const base::Digest& digest, absl::Duration wait) {
-  oci::Descriptor blob;
-  std::vector<std::string> repositories;
-  {
-    absl::MutexLock lock(&mutex_);
-    if (auto found = blobs_.find(digest); found != blobs_.end()) {
-      blob = found->second.record.blob;
-      repositories = Repositories(found->second);
+  // Lazy or whole.
+  const absl::StatusOr<Info> known = content_->GetInfo(digest);
+  absl::Status held = known.status();
+  if (known.ok()) held = options_.namespaces->BlobLabels(name_space, digest).status();
+  if (known.ok() && absl::IsNotFound(held)) {
+    oci::Descriptor blob;
+    blob.digest = digest;
+    blob.size = known->size;
+    std::vector<std::string> repositories;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (auto found = blobs_.find(digest); found != blobs_.end()) repositories = Repositories(found->second);
     }
-  }
-  absl::Status held = absl::NotFoundError("no image is known that has it, or no registry to read it from");
-  if (!repositories.empty()) {
-    held = options_.namespaces->BlobLabels(name_space, digest).status();
-    if (absl::IsNotFound(held)) {
-      held = options_.namespaces->Hold(name_space, blob, SourceLabels(repositories));
-    }
+    held = options_.namespaces->Hold(name_space, blob, SourceLabels(repositories));
   }
   if (held.ok()) SetHeld(digest);
   absl::MutexLock lock(&mutex_);

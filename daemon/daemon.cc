@@ -19,9 +19,12 @@
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "contentstore/content_store.h"
 #include "containerd/grpc_server.h"
+#include "contentservice/content.h"
+#include "contentservice/content_service.h"
+#include "contentstore/content_store.h"
 #include "daemon/activity.h"
+#include "daemon/content_learner.h"
 #include "daemon/control_service.h"
 #include "daemon/exporter_service.h"
 #include "daemon/image_layers.h"
@@ -81,7 +84,10 @@ class Daemon {
     const bool successor = connection.generation > 1;
     RETURN_IF_ERROR(StartReading(std::move(connection)));
     RETURN_IF_ERROR(StartMounts());
-    if (!options_.standalone) RETURN_IF_ERROR(StartSnapshots());
+    if (!options_.standalone) {
+      if (options_.config.content.enabled) RETURN_IF_ERROR(StartContent());
+      RETURN_IF_ERROR(StartSnapshots());
+    }
     layers_->mounts().UnmountInherited();
     sweeper_ =
         std::make_unique<PageSweeper>(kSweepInterval, [this] { return layers_->mounts().DirectFiles(); });
@@ -100,8 +106,10 @@ class Daemon {
     if (successor) unlink(options_.config.address.c_str());
     CriProxy* const cri = access_.cri();
     snapshots_service_ = snapshotter::SnapshotsService::Create(snapshotter_.get());
+    std::vector<grpc::Service*> services = {snapshots_service_->service()};
+    if (content_service_ != nullptr) services.push_back(content_service_->service());
     ASSIGN_OR_RETURN(server_of_containerd_,
-                     containerd::GrpcServer::Start(options_.config.address, {snapshots_service_->service()},
+                     containerd::GrpcServer::Start(options_.config.address, services,
                                                    cri == nullptr ? nullptr : cri->service()));
     return absl::OkStatus();
   }
@@ -113,6 +121,7 @@ class Daemon {
   void Stop(bool hand_over) {
     server_of_containerd_.reset();
     snapshots_service_.reset();
+    content_service_.reset();
     if (exporter_ != nullptr) exporter_->CancelAll();
     control_.reset();
     exporter_.reset();
@@ -120,6 +129,9 @@ class Daemon {
     sweeper_.reset();
     prepared_.reset();
     snapshotter_.reset();
+    if (learner_ != nullptr) learner_->Stop();
+    content_.reset();
+    learner_.reset();
     if (!hand_over) {
       if (mounts_ != nullptr) mounts_->UnmountAll();
       if (keeper_ != nullptr) keeper_->Shutdown().IgnoreError();  // unmounting needs the server
@@ -226,6 +238,27 @@ class Daemon {
     return absl::OkStatus();
   }
 
+  // containerd's content store: what it holds, and layers that are known without being held.
+  absl::Status StartContent() {
+    ContentLearnerOptions learner;
+    learner.root = root() + "/content";
+    learner.containerd = options_.config.content.containerd_address;
+    learner.hosts_path = options_.config.registry.config_path;
+    learner.store = store_.get();
+    learner.sources = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
+    learner.client = client_.get();
+    learner.log = log_;
+    ASSIGN_OR_RETURN(learner_, ContentLearner::Create(std::move(learner)));
+    contentservice::ContentOptions content;
+    content.root = root() + "/content";
+    content.lazy = learner_->blobs();
+    content.log = log_;
+    ASSIGN_OR_RETURN(content_, contentservice::Content::Open(std::move(content)));
+    learner_->Start(content_.get());
+    content_service_ = contentservice::ContentService::Create(content_.get());
+    return absl::OkStatus();
+  }
+
   absl::Status StartSnapshots() {
     SnapshotLayers::Options snapshots;
     ASSIGN_OR_RETURN(snapshots.mode, fuse::ParseMode(options_.config.fuse.mode));
@@ -236,6 +269,7 @@ class Daemon {
     snapshotter::SnapshotterOptions options;
     options.root = root();
     options.layers = snapshots_.get();
+    options.chains = learner_.get();
     options.log = log_;
     ASSIGN_OR_RETURN(snapshotter_, snapshotter::Snapshotter::Open(std::move(options)));
     return absl::OkStatus();
@@ -254,6 +288,9 @@ class Daemon {
   std::unique_ptr<PreparedImages> prepared_;
   std::unique_ptr<MountManager> mounts_;
   std::unique_ptr<SnapshotLayers> snapshots_;
+  std::unique_ptr<ContentLearner> learner_;  // null, as the next two, unless [content] is enabled
+  std::unique_ptr<contentservice::Content> content_;
+  std::unique_ptr<contentservice::ContentService> content_service_;
   std::unique_ptr<snapshotter::Snapshotter> snapshotter_;
   std::unique_ptr<PageSweeper> sweeper_;
   std::unique_ptr<exporter::Placer> placer_;

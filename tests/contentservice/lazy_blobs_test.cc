@@ -24,6 +24,7 @@ base::Digest DigestOf(absl::string_view bytes) { return base::Digest::Of(bytes);
 // Whole blobs in memory.
 class FakeContent final : public Content {
  public:
+  LazyBlobs* lazy = nullptr;
   base::Digest Put(const std::string& bytes) {
     absl::MutexLock lock(&mutex_);
     blobs_[DigestOf(bytes)] = bytes;
@@ -49,7 +50,18 @@ class FakeContent final : public Content {
     return std::string("somewhere");
   }
 
-  absl::StatusOr<Info> GetInfo(const base::Digest&) override { return Unused(); }
+  absl::StatusOr<Info> GetInfo(const base::Digest& digest) override {
+    {
+      absl::MutexLock lock(&mutex_);
+      if (auto found = blobs_.find(digest); found != blobs_.end()) {
+        Info info;
+        info.digest = digest;
+        info.size = found->second.size();
+        return info;
+      }
+    }
+    return lazy->Find(digest);
+  }
   absl::StatusOr<Info> Update(const Info&, const std::vector<std::string>&) override { return Unused(); }
   absl::Status List(const std::vector<std::string>&,
                     absl::FunctionRef<absl::Status(const Info&)> visit) override {
@@ -211,6 +223,7 @@ class LazyBlobsTest : public ::testing::Test {
     auto blobs = LearnedBlobs::Open(std::move(options));
     ASSERT_TRUE(blobs.ok()) << blobs.status();
     blobs_ = *std::move(blobs);
+    content_.lazy = blobs_.get();
     blobs_->Start(&content_);
   }
   void Close() {
@@ -428,6 +441,13 @@ TEST_F(LazyBlobsTest, NamespaceThatNoClientWritesToIsMadeToHoldTheLayer) {
   EXPECT_TRUE(namespaces_.Await([](FakeNamespaces& n) { return n.Holds("k8s.io", DigestOf("layer")); }));
   EXPECT_EQ(namespaces_.LabelsOf("k8s.io", DigestOf("layer")), (Labels{{kLabel, "app"}}));
   EXPECT_TRUE(AwaitListed("layer"));
+}
+
+TEST_F(LazyBlobsTest, NamespaceIsMadeToHoldABlobThatIsWhole) {
+  Commit("layer");
+  blobs_->HoldLater("k8s.io", DigestOf("layer"));
+  EXPECT_TRUE(namespaces_.Await([](FakeNamespaces& n) { return n.Holds("k8s.io", DigestOf("layer")); }));
+  EXPECT_FALSE(Listed("layer"));
 }
 
 TEST_F(LazyBlobsTest, BlobThatAClientWroteIsNotLazy) {
