@@ -69,7 +69,8 @@ TEST(Config, EveryKeyIsReadIntoAFieldOfItsOwn) {
         "[registry]\nca_file = '/etc/ca.pem'", "[credentials]\ndocker_config = ''",
         "[credentials]\nkubernetes_secrets = '/etc/secrets'", "[credentials]\ncri = true",
         "[credentials]\ncri_image_service = '/run/k3s/containerd/containerd.sock'",
-        "[content]\nenabled = true", "[content]\ncontainerd_address = '/run/k3s/containerd/containerd.sock'"}) {
+        "[content]\nenabled = true",
+        "[content]\ncontainerd_address = '/run/k3s/containerd/containerd.sock'"}) {
     auto config = ParseConfig(text, "f");
     ASSERT_TRUE(config.ok()) << config.status();
     EXPECT_NE(*config, Config()) << text;
