@@ -210,7 +210,8 @@ class ContentStore {
   // that comes in small steps. The last bytes (32 KiB) are given out only when the digest of the whole is
   // right, so a far offset waits for all before it. Where the digest is wrong the next source is tried first.
   // OutOfRange: beyond the end. DataLoss: the bytes are never right, or what was given before `offset` was
-  // not: read again from 0. ResourceExhausted: the disk is full, whole blobs cannot be read without it.
+  // not: read again from 0 (calls are not tied together: what was read in several is compared with the digest
+  // by who must be sure). ResourceExhausted: the disk is full, whole blobs cannot be read without it.
   // Others as of Acquire; an error is not remembered.
   virtual absl::StatusOr<size_t> ReadBlob(LazyLayer& layer, uint64_t offset, absl::Span<uint8_t> out,
                                           const FetchContext& context) {

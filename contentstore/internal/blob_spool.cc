@@ -132,13 +132,18 @@ absl::Status BlobSpool::WaitUntil(Reader& reader, absl::FunctionRef<bool()> done
   return absl::OkStatus();
 }
 
+absl::Status BlobSpool::CheckReadAgain(uint64_t offset) const {
+  if (!read_again_.has_value() || offset <= *read_again_) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat(Name(), ": what a source gave before byte ", offset,
+                                          " was wrong; read again from the beginning"));
+}
+
 absl::StatusOr<size_t> BlobSpool::Read(Reader& reader, uint64_t offset, absl::Span<uint8_t> out) {
   std::shared_ptr<const base::UniqueFd> file;
   uint64_t length = 0;
   {
     const absl::MutexLock lock(&mutex_);
-    const absl::Status untold = std::exchange(untold_, absl::OkStatus());
-    if (offset > 0 && !untold.ok()) return untold;  // who comes in steps
+    RETURN_IF_ERROR(CheckReadAgain(offset));
     Place& place = readers_[&reader];
     place.credentials = reader.context_.credentials;
     place.begin = offset;
@@ -148,13 +153,11 @@ absl::StatusOr<size_t> BlobSpool::Read(Reader& reader, uint64_t offset, absl::Sp
         WaitUntil(reader, [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return Available() > offset; }, {});
     place.begin = UINT64_MAX;
     RETURN_IF_ERROR(status);
-    if (wrong_from_.has_value() && offset > *wrong_from_) {
-      return absl::DataLossError(absl::StrCat(Name(), ": what a source gave before byte ", offset,
-                                              " was wrong; read again from the beginning"));
-    }
-    wrong_from_.reset();
+    RETURN_IF_ERROR(CheckReadAgain(offset));
     length = std::min(Available() - offset, place.end - offset);
     given_ = std::max(given_, offset + length);
+    if (read_again_.has_value()) read_again_ = std::max(*read_again_, offset + length);
+    if (read_again_ == blob_.size) read_again_.reset();
     file = file_;
     if (whole_ && keep_ && kept_path_.empty() && !keep_failed_ && !running_) StartPass(reader.layer_);
   }
@@ -198,9 +201,6 @@ void BlobSpool::Run(std::shared_ptr<Layer> layer) {
   if (!status.ok() && !(rest_ && absl::IsCancelled(status))) {
     ++failures_;
     failure_ = status;
-    const bool awaited = std::any_of(readers_.begin(), readers_.end(),
-                                     [](const auto& one) { return one.second.begin != UINT64_MAX; });
-    if (absl::IsDataLoss(status) && !awaited) untold_ = status;
   }
   rest_ = false;
   cancel_.reset();
@@ -410,6 +410,7 @@ void BlobSpool::Forget() {
   before_.reset();
   attempts_ = 0;
   const absl::MutexLock lock(&mutex_);
+  if (given_ > 0) read_again_ = 0;
   file_.reset();
   frontier_ = 0;
   given_ = 0;
@@ -424,7 +425,7 @@ void BlobSpool::Complete(Layer& layer) {
   if (whole_) return;
   whole_ = true;
   again_ = false;
-  wrong_from_ = differs_;
+  if (differs_.has_value()) read_again_ = std::min(*differs_, read_again_.value_or(*differs_));
   if (named_) kept_path_ = layer.kept_path();
   changed_.SignalAll();
 }

@@ -67,6 +67,7 @@ class BlobSpool {
   // Waits for `done`, with the pass running. `progress` is called meanwhile, without the lock.
   absl::Status WaitUntil(Reader& reader, absl::FunctionRef<bool()> done, const Progress& progress)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckReadAgain(uint64_t offset) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint64_t Available() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   uint64_t Wanted() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartPass(std::shared_ptr<Layer> layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -115,10 +116,11 @@ class BlobSpool {
   uint64_t frontier_ ABSL_GUARDED_BY(mutex_) = 0;                       // bytes in the file
   uint64_t given_ ABSL_GUARDED_BY(mutex_) = 0;                          // the furthest byte given out
   bool whole_ ABSL_GUARDED_BY(mutex_) = false;                          // its digest is right
-  bool again_ ABSL_GUARDED_BY(mutex_) = false;               // nothing is given out before that is known
-  std::optional<uint64_t> differs_ ABSL_GUARDED_BY(mutex_);  // from here on wrong bytes …
-  std::optional<uint64_t> wrong_from_
-      ABSL_GUARDED_BY(mutex_);  // … were given out, in a blob that is right now
+  bool again_ ABSL_GUARDED_BY(mutex_) = false;  // nothing is given out before that is known
+  // From here on the bytes given out before were others than those that are coming.
+  std::optional<uint64_t> differs_ ABSL_GUARDED_BY(mutex_);
+  // Wrong bytes were given out: only who has read up to here since, or begins before, may go on.
+  std::optional<uint64_t> read_again_ ABSL_GUARDED_BY(mutex_);
   bool keep_ ABSL_GUARDED_BY(mutex_) = false;
   bool keep_failed_ ABSL_GUARDED_BY(mutex_) = false;
   std::string kept_path_ ABSL_GUARDED_BY(mutex_);
@@ -128,7 +130,6 @@ class BlobSpool {
   std::shared_ptr<base::CancelToken> cancel_ ABSL_GUARDED_BY(mutex_);  // of the pass that runs
   uint64_t failures_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);  // the last, for those who waited then
-  absl::Status untold_ ABSL_GUARDED_BY(mutex_);   // bytes were never right, which nobody waited to hear
 };
 
 class BlobSpool::Reader {
