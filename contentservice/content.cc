@@ -111,13 +111,13 @@ class LocalContent final : public Content {
     bool verified = true;
   };
   // The right to change what is held of one digest. Deletions under way are waited for.
-  class Claim {
+  class Reservation {
    public:
-    Claim(LocalContent* content, const base::Digest& digest);
-    ~Claim();
-    Claim(Claim&& other) noexcept
+    Reservation(LocalContent* content, const base::Digest& digest);
+    ~Reservation();
+    Reservation(Reservation&& other) noexcept
         : content_(std::exchange(other.content_, nullptr)), digest_(other.digest_) {}
-    Claim& operator=(Claim&&) = delete;
+    Reservation& operator=(Reservation&&) = delete;
 
    private:
     LocalContent* content_;
@@ -149,7 +149,7 @@ class LocalContent final : public Content {
   std::unique_ptr<Ingests> ingests_;
   absl::Mutex mutex_;  // nothing is waited for or written under it
   std::map<base::Digest, Held> held_ ABSL_GUARDED_BY(mutex_);
-  absl::flat_hash_set<base::Digest> claimed_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_set<base::Digest> reserved_ ABSL_GUARDED_BY(mutex_);
   std::set<base::Digest> dropped_ ABSL_GUARDED_BY(mutex_);  // not held any more; record and file remain
   bool removing_ ABSL_GUARDED_BY(mutex_) = false;
   base::ThreadPool pool_{"lb-content", 1};  // deletes files and records; goes first
@@ -195,21 +195,21 @@ absl::Status LocalWriter::Commit(uint64_t size, const base::Digest& expected, co
   return content_->Commit(*ingest, labels);
 }
 
-LocalContent::Claim::Claim(LocalContent* content, const base::Digest& digest)
+LocalContent::Reservation::Reservation(LocalContent* content, const base::Digest& digest)
     : content_(content), digest_(digest) {
   auto is_free = [this] {
     content_->mutex_.AssertReaderHeld();
-    return !content_->claimed_.contains(digest_) && !content_->dropped_.contains(digest_);
+    return !content_->reserved_.contains(digest_) && !content_->dropped_.contains(digest_);
   };
   absl::MutexLock lock(&content->mutex_);
   content->mutex_.Await(absl::Condition(&is_free));
-  content->claimed_.insert(digest);
+  content->reserved_.insert(digest);
 }
 
-LocalContent::Claim::~Claim() {
+LocalContent::Reservation::~Reservation() {
   if (content_ == nullptr) return;
   absl::MutexLock lock(&content_->mutex_);
-  content_->claimed_.erase(digest_);
+  content_->reserved_.erase(digest_);
 }
 
 void LocalContent::Log(const std::string& line) const {
@@ -289,7 +289,7 @@ absl::StatusOr<Info> LocalContent::GetInfo(const base::Digest& digest) {
 }
 
 absl::StatusOr<Info> LocalContent::Update(const Info& info, const std::vector<std::string>& paths) {
-  Claim claim(this, info.digest);
+  Reservation reservation(this, info.digest);
   const std::optional<Held> held = Find(info.digest);
   ASSIGN_OR_RETURN(Info now, held ? *held->info : GetInfo(info.digest));
   ASSIGN_OR_RETURN(now.labels, Changed(now.labels, info.labels, paths));
@@ -345,17 +345,17 @@ void LocalContent::RemoveDropped() {
   for (;;) {
     std::vector<base::Digest> digests;
     {
-      auto unclaimed = [&] {
+      auto unreserved = [&] {
         mutex_.AssertReaderHeld();
         return std::none_of(digests.begin(), digests.end(),
                             [this](const base::Digest& digest)
-                                ABSL_NO_THREAD_SAFETY_ANALYSIS { return claimed_.contains(digest); });
+                                ABSL_NO_THREAD_SAFETY_ANALYSIS { return reserved_.contains(digest); });
       };
       absl::MutexLock lock(&mutex_);
       digests.assign(dropped_.begin(), dropped_.end());
       removing_ = !digests.empty();
       if (digests.empty()) return;
-      mutex_.Await(absl::Condition(&unclaimed));
+      mutex_.Await(absl::Condition(&unreserved));
     }
     absl::Status status = base::FaultPoint("content/delete/begin");
     if (status.ok()) status = DeleteBlobs(*database_, digests);
@@ -431,7 +431,7 @@ absl::Status LocalContent::ReadLazy(const Info& info, uint64_t offset, uint64_t 
 
 absl::Status LocalContent::Verify(const base::Digest& digest,
                                   const std::shared_ptr<base::CancelToken>& cancel) {
-  Claim claim(this, digest);
+  Reservation reservation(this, digest);
   std::optional<Held> held = Find(digest);
   if (!held) return NoSuchBlob(digest);
   if (held->verified) return absl::OkStatus();  // by somebody else meanwhile
@@ -487,7 +487,7 @@ absl::Status LocalContent::Commit(Ingest& ingest, const Labels& labels) {
   info.size = ingest.status().offset;
   info.labels = labels;
   {
-    Claim claim(this, info.digest);
+    Reservation reservation(this, info.digest);
     if (Find(info.digest)) {
       ingest.Discard();
       return IsThere(info.digest);
@@ -524,7 +524,8 @@ absl::StatusOr<std::string> LocalContent::HeldFile(const base::Digest& digest) {
 
 absl::StatusOr<size_t> LocalContent::Adopt(const std::string& directory,
                                            const std::vector<base::Digest>& digests) {
-  std::vector<base::Digest> ordered = digests;  // so that two callers do not wait for each other's claims
+  // Ordered, so that two callers do not wait for each other's reservations.
+  std::vector<base::Digest> ordered = digests;
   std::sort(ordered.begin(), ordered.end());
   ordered.erase(std::unique(ordered.begin(), ordered.end()), ordered.end());
   size_t adopted = 0;
@@ -538,12 +539,12 @@ absl::StatusOr<size_t> LocalContent::Adopt(const std::string& directory,
 
 absl::StatusOr<size_t> LocalContent::AdoptSome(const std::string& directory,
                                                absl::Span<const base::Digest> digests) {
-  std::vector<Claim> claims;
+  std::vector<Reservation> reservations;
   std::vector<BlobRecord> records;
   const absl::Status status = [&]() -> absl::Status {
     RETURN_IF_ERROR(base::FaultPoint("content/adopt/begin"));
     for (const base::Digest& digest : digests) {
-      Claim claim(this, digest);
+      Reservation reservation(this, digest);
       if (Find(digest)) continue;
       const std::string path = PathOf(digest);
       RETURN_IF_ERROR(internal::LinkOrCopy(
@@ -551,7 +552,7 @@ absl::StatusOr<size_t> LocalContent::AdoptSome(const std::string& directory,
       BlobRecord record;
       record.info.digest = digest;
       record.verified = false;
-      claims.push_back(std::move(claim));
+      reservations.push_back(std::move(reservation));
       records.push_back(record);
       struct stat st;
       if (lstat(path.c_str(), &st) != 0) return base::ErrnoStatus(errno, path);

@@ -23,6 +23,7 @@ constexpr size_t kMaxRefBytes = 16 << 10;
 constexpr uint64_t kMaxRecordBytes = 256 << 10;
 constexpr uint64_t kMaxBytes = 1ull << 62;
 constexpr size_t kPiece = 1 << 20;
+constexpr uint64_t kWritebackStep = 8 << 20;
 
 std::string Quoted(const std::string& ref) {
   return absl::StrCat("ref \"", base::Printable(ref.substr(0, 256)), "\"");
@@ -287,6 +288,10 @@ absl::Status Ingest::Append(absl::Span<const uint8_t> bytes) {
       all_->options_.log(absl::StrCat("content: ", Quoted(status_.ref), ": cannot be cut back"));
     }
     return base::Annotate(written, Quoted(status_.ref));
+  }
+  // Begun early, so that little is left for the sync of the commit: containerd holds its database lock then.
+  if (end / kWritebackStep != status_.offset / kWritebackStep) {
+    sync_file_range(data_.get(), 0, 0, SYNC_FILE_RANGE_WRITE);
   }
   hasher_.Update(bytes);
   status_.offset = end;
