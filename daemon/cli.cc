@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "daemon/cli_doctor.h"
 #include "daemon/cli_export.h"
+#include "daemon/cli_leases.h"
 #include "daemon/cli_pull.h"
 #include "daemon/control_client.h"
 #include "daemon/report.h"
@@ -286,6 +287,11 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   ExportArguments exports;
   AddExportCommands(&app, &exports, [&] {
     run = [&] { return RunExportCommand(exports, arguments.root, DockerConfigPath(), arguments.json, io); };
+  });
+
+  LeasesArguments leases;
+  AddLeasesCommand(&app, &leases, [&] {
+    run = [&] { return RunLeasesCommand(leases, arguments.root, arguments.json, io); };
   });
 
   try {

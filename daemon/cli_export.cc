@@ -158,7 +158,7 @@ void AddExportCommands(CLI::App* app, ExportArguments* arguments, std::function<
   CLI::App* copy = app->add_subcommand("copy", "copy an image, moving as few bytes as possible");
   copy->add_option("SRC", arguments->source, what)->required();
   copy->add_option("DST", arguments->destinations,
-                   "host[:port]/name[:tag], oci:DIR[:tag], oci-archive:FILE[:tag] or dir:PATH")
+                   "host[:port]/name[:tag], oci:DIR[:tag], oci-archive:FILE[:tag], dir:PATH or store:NAME")
       ->required();
   AddCommonOptions(copy, arguments);
   copy->add_flag("--keep", arguments->keep, "layers become known to the daemon");

@@ -16,7 +16,8 @@
 #include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/status.h"
-#include "contentstore/content_store.h"
+#include "daemon/error_details.h"
+#include "proto/blobs.grpc.pb.h"
 #include "proto/control.grpc.pb.h"
 #include "proto/exporter.grpc.pb.h"
 
@@ -30,24 +31,9 @@ namespace api = ::lazyblob::control::v1;
 constexpr int kStartTimeoutMs = 60'000;
 
 absl::Status FromGrpc(const grpc::Status& status) {
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
-}
-
-// The typed "provider missing" error, made again from the details that came with it.
-absl::Status ExportResult(const grpc::Status& status) {
-  v1::ErrorDetails details;
-  if (status.ok() || !details.ParseFromString(status.error_details())) return FromGrpc(status);
-  for (const auto& detail : details.details()) {
-    v1::ProvidersMissing missing;
-    if (!detail.UnpackTo(&missing)) continue;
-    std::vector<contentstore::MissingProvider> providers;
-    for (const auto& blob : missing.blobs()) {
-      auto digest = base::Digest::Parse(blob.digest());
-      if (digest.ok()) providers.push_back({*digest, blob.size(), blob.wanted_by()});
-    }
-    if (!providers.empty()) return contentstore::ProviderMissingError(providers);
-  }
-  return FromGrpc(status);
+  return WithErrorDetails(
+      absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message()),
+      status.error_details());
 }
 
 class Client final : public ControlClient {
@@ -55,7 +41,8 @@ class Client final : public ControlClient {
   Client(base::UniqueFd directory, std::shared_ptr<grpc::Channel> channel)
       : directory_(std::move(directory)),
         stub_(api::Control::NewStub(channel)),
-        exporter_(v1::Exporter::NewStub(channel)) {}
+        exporter_(v1::Exporter::NewStub(channel)),
+        blobs_(v1::Blobs::NewStub(channel)) {}
 
   absl::StatusOr<api::MountStatus> Mount(const api::MountRequest& request, OnProgress progress) override {
     grpc::ClientContext context;
@@ -85,8 +72,21 @@ class Client final : public ControlClient {
       done = done || event.has_done();
       on_event(event);
     }
-    RETURN_IF_ERROR(ExportResult(reader->Finish()));
+    RETURN_IF_ERROR(FromGrpc(reader->Finish()));
     return done ? absl::OkStatus() : absl::InternalError("the daemon ended the export without a result");
+  }
+  absl::StatusOr<std::vector<v1::Lease>> Leases() override {
+    grpc::ClientContext context;
+    v1::ListLeasesResponse response;
+    RETURN_IF_ERROR(FromGrpc(blobs_->ListLeases(&context, {}, &response)));
+    return std::vector<v1::Lease>(response.leases().begin(), response.leases().end());
+  }
+  absl::Status ReleaseLease(const std::string& name) override {
+    grpc::ClientContext context;
+    v1::ReleaseLeaseRequest request;
+    request.set_name(name);
+    v1::ReleaseLeaseResponse response;
+    return FromGrpc(blobs_->Release(&context, request, &response));
   }
   absl::Status Unmount(const std::string& directory) override {
     grpc::ClientContext context;
@@ -126,6 +126,7 @@ class Client final : public ControlClient {
   base::UniqueFd directory_;  // the channel's address goes through it
   std::unique_ptr<api::Control::Stub> stub_;
   std::unique_ptr<v1::Exporter::Stub> exporter_;
+  std::unique_ptr<v1::Blobs::Stub> blobs_;
 };
 
 // Whether somebody listens there now.

@@ -6,10 +6,12 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "base/cancel.h"
+#include "proto/blobs.pb.h"
 #include "proto/control.pb.h"
 #include "proto/exporter.pb.h"
 
@@ -40,6 +42,8 @@ class ControlClient {
   using OnExportEvent = absl::FunctionRef<void(const v1::ExportEvent&)>;
   virtual absl::Status Export(const v1::ExportRequest& request, std::shared_ptr<base::CancelToken> cancel,
                               OnExportEvent on_event) = 0;
+  virtual absl::StatusOr<std::vector<v1::Lease>> Leases() = 0;
+  virtual absl::Status ReleaseLease(const std::string& name) = 0;
   virtual absl::Status Unmount(const std::string& directory) = 0;
   // With `probe` also how layers can be mounted on this machine.
   virtual absl::StatusOr<control::v1::StatusResponse> Status(const std::string& target,

@@ -214,7 +214,7 @@ class Service final : public api::Control::Service {
 
 class Server final : public ControlServer {
  public:
-  explicit Server(const ControlParts& parts) : service_(parts), exporter_(parts.exporter) {}
+  explicit Server(const ControlParts& parts) : service_(parts), beside_(parts.beside) {}
   ~Server() override {
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
     unlinkat(directory_.get(), name_.c_str(), 0);
@@ -228,11 +228,11 @@ class Server final : public ControlServer {
     std::string path = absl::StrCat("/proc/self/fd/", directory_.get(), "/", name);
     grpc::ServerBuilder builder;
     grpc::ResourceQuota quota("control");
-    quota.SetMaxThreads(64);
+    quota.SetMaxThreads(256);  // each waits: for a mount, for layers that others wait for too
     builder.SetResourceQuota(quota);
     builder.AddListeningPort("unix:" + path, grpc::InsecureServerCredentials());
     builder.RegisterService(&service_);
-    if (exporter_ != nullptr) builder.RegisterService(exporter_);
+    for (grpc::Service* service : beside_) builder.RegisterService(service);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr) return absl::InternalError(absl::StrCat("listen on ", directory, "/", name));
     if (fchmodat(directory_.get(), name.c_str(), 0600, 0) != 0)
@@ -242,7 +242,7 @@ class Server final : public ControlServer {
 
  private:
   Service service_;
-  grpc::Service* const exporter_;
+  const std::vector<grpc::Service*> beside_;
   base::UniqueFd directory_;
   std::string name_;
   std::unique_ptr<grpc::Server> server_;

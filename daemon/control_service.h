@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "contentstore/content_store.h"
@@ -27,7 +28,7 @@ struct ControlParts {
   contentstore::ContentStore* store = nullptr;
   snapshotter::Snapshotter* snapshotter = nullptr;  // null: a standalone daemon
   Activity* activity = nullptr;
-  grpc::Service* exporter = nullptr;  // served beside it; may be null
+  std::vector<grpc::Service*> beside;  // other services of the socket
 };
 
 // Serves until destroyed. Thread-safe.

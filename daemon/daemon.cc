@@ -24,6 +24,7 @@
 #include "contentservice/content_service.h"
 #include "contentstore/content_store.h"
 #include "daemon/activity.h"
+#include "daemon/blobs_service.h"
 #include "daemon/content_learner.h"
 #include "daemon/control_service.h"
 #include "daemon/exporter_service.h"
@@ -35,6 +36,7 @@
 #include "daemon/recorded_sources.h"
 #include "daemon/registry_access.h"
 #include "daemon/snapshot_layers.h"
+#include "exporter/leases.h"
 #include "exporter/placer.h"
 #include "exporter/publish.h"
 #include "fuse/keeper_client.h"
@@ -99,7 +101,7 @@ class Daemon {
     control.snapshotter = snapshotter_.get();
     control.activity = &activity_;
     RETURN_IF_ERROR(StartExporter());
-    control.exporter = exporter_->service();
+    control.beside = {exporter_->service(), blobs_->service()};
     ASSIGN_OR_RETURN(control_, ControlServer::Start(root(), "control.sock", control));
     if (options_.standalone) return absl::OkStatus();
     // A predecessor may not be quite dead yet, and its socket still accept.
@@ -123,7 +125,9 @@ class Daemon {
     snapshots_service_.reset();
     content_service_.reset();
     if (exporter_ != nullptr) exporter_->CancelAll();
+    if (blobs_ != nullptr) blobs_->CancelAll();
     control_.reset();
+    blobs_.reset();
     exporter_.reset();
     placer_.reset();
     sweeper_.reset();
@@ -162,6 +166,12 @@ class Daemon {
     store.keep_blobs = options_.config.cache.keep_blobs;
     store.log = log_;
     ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
+    exporter::LeasesOptions leases;
+    leases.directory = root() + "/leases";
+    leases.store = store_.get();
+    leases.sources = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
+    leases.log = log_;
+    ASSIGN_OR_RETURN(leases_, exporter::Leases::Open(std::move(leases)));
 
     fuse::ServerOptions server;
     server.device = std::move(connection.device);
@@ -228,6 +238,7 @@ class Daemon {
     parts.exporter.placer = placer_.get();
     parts.exporter.put = exporter::MakePutDocument(client_.get());
     parts.exporter.staging = root() + "/staging";
+    parts.exporter.leases = leases_.get();
     if (snapshotter_ != nullptr) {
       parts.exporter.snapshot = [this](const std::string& key) { return UpperDirectory(key); };
     }
@@ -235,6 +246,14 @@ class Daemon {
     parts.activity = &activity_;
     parts.mounts = [this] { return mounts_->List().size(); };
     exporter_ = ExporterService::Create(std::move(parts));
+    BlobsParts blobs;
+    blobs.store = store_.get();
+    blobs.leases = leases_.get();
+    blobs.sources = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
+    blobs.plain_http = &plain_http_;
+    blobs.activity = &activity_;
+    blobs.mounts = [this] { return mounts_->List().size(); };
+    blobs_ = BlobsService::Create(std::move(blobs));
     return absl::OkStatus();
   }
 
@@ -264,6 +283,7 @@ class Daemon {
     ASSIGN_OR_RETURN(snapshots.mode, fuse::ParseMode(options_.config.fuse.mode));
     snapshots.max_cache_bytes = options_.config.cache.max_bytes;
     snapshots.url_hosts = options_.config.snapshotter.url_hosts;
+    snapshots.held = [this] { return leases_->Held(); };
     snapshots.log = log_;
     snapshots_ = std::make_unique<SnapshotLayers>(layers_.get(), prepared_.get(), snapshots);
     snapshotter::SnapshotterOptions options;
@@ -283,6 +303,7 @@ class Daemon {
   std::unique_ptr<fuse::KeeperClient> keeper_;
   std::unique_ptr<registry::Client> client_;
   std::unique_ptr<contentstore::ContentStore> store_;
+  std::unique_ptr<exporter::Leases> leases_;
   std::unique_ptr<fuse::FuseServer> server_;
   std::unique_ptr<ImageLayers> layers_;
   std::unique_ptr<PreparedImages> prepared_;
@@ -295,6 +316,7 @@ class Daemon {
   std::unique_ptr<PageSweeper> sweeper_;
   std::unique_ptr<exporter::Placer> placer_;
   std::unique_ptr<ExporterService> exporter_;
+  std::unique_ptr<BlobsService> blobs_;
   std::unique_ptr<ControlServer> control_;
   std::unique_ptr<snapshotter::SnapshotsService> snapshots_service_;
   std::unique_ptr<containerd::GrpcServer> server_of_containerd_;

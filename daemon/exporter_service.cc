@@ -11,31 +11,17 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "base/status.h"
-#include "contentstore/content_store.h"
 #include "daemon/client_watcher.h"
+#include "daemon/error_details.h"
 #include "daemon/image_layers.h"
 #include "proto/exporter.grpc.pb.h"
 
 namespace lazyblob::daemon {
 namespace {
 
-// absl's codes are gRPC's numbers. Missing providers travel as a typed detail.
 grpc::Status ToGrpc(const absl::Status& status) {
-  const auto code = static_cast<grpc::StatusCode>(status.code());
-  const std::vector<contentstore::MissingProvider> missing = contentstore::GetMissingProviders(status);
-  if (missing.empty()) return grpc::Status(code, std::string(status.message()));
-  v1::ProvidersMissing detail;
-  for (const contentstore::MissingProvider& one : missing) {
-    v1::ProvidersMissing::Blob* blob = detail.add_blobs();
-    blob->set_digest(one.digest.ToString());
-    blob->set_size(one.size);
-    blob->set_wanted_by(one.wanted_by);
-  }
-  v1::ErrorDetails details;
-  details.set_code(static_cast<int>(status.code()));
-  details.set_message(std::string(status.message()));
-  details.add_details()->PackFrom(detail);
-  return grpc::Status(code, std::string(status.message()), details.SerializeAsString());
+  return {static_cast<grpc::StatusCode>(status.code()), std::string(status.message()),
+          ErrorDetailsOf(status)};
 }
 
 class Service final : public v1::Exporter::Service, public ExporterService {

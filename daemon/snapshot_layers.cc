@@ -240,10 +240,11 @@ absl::Status SnapshotLayers::Trim() {
   };
   std::vector<Unused> unused;
   uint64_t total = 0;
-  const std::set<base::Digest> mounted = layers_->mounts().Layers();
+  std::set<base::Digest> used = layers_->mounts().Layers();
+  used.merge(options_.held());
   for (const LazyLayerPtr& layer : layers_->store().Layers()) {
     const base::Digest& digest = layer->descriptor().digest;
-    if (mounted.count(digest) > 0) continue;
+    if (used.count(digest) > 0) continue;
     unused.push_back({LastUse(layer->directory()), UsageOf(layer->directory()).bytes, digest});
     total += unused.back().bytes;
   }

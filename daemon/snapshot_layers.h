@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,8 +25,9 @@ namespace lazyblob::daemon {
 class SnapshotLayers final : public snapshotter::LazyLayers {
  public:
   struct Options {
-    std::optional<fuse::Mode> mode;      // absent: the best that works here
-    uint64_t max_cache_bytes = 0;        // of layers that nothing holds; 0: no limit
+    std::optional<fuse::Mode> mode;  // absent: the best that works here
+    uint64_t max_cache_bytes = 0;    // of layers that nothing holds; 0: no limit
+    std::function<std::set<base::Digest>()> held = [] { return std::set<base::Digest>(); };  // by leases
     std::vector<std::string> url_hosts;  // that LayerClaim::urls may name; see snapshotter::IsAllowedUrl
     std::function<void(absl::string_view)> log = [](absl::string_view) {};  // one line each; any thread
   };
@@ -41,7 +43,8 @@ class SnapshotLayers final : public snapshotter::LazyLayers {
   snapshotter::Usage CacheUsage(const base::Digest& layer) override;
   absl::StatusOr<std::string> MapIds(const std::string& source, const fuse::IdMapping& mapping) override;
   void UnmapIds(const std::string& source, const fuse::IdMapping& mapping) override;
-  // Removes layers that are not mounted, the one not used for longest first, until they fit the limit.
+  // Removes layers that are neither mounted nor held, the one not used for longest first, until they fit the
+  // limit.
   absl::Status Trim() override;
 
  private:

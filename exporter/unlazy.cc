@@ -16,15 +16,10 @@ namespace {
 constexpr size_t kLayersAtOnce = 8;
 constexpr char kLocal[] = "local";
 
-struct WantedLayer {
-  oci::Descriptor descriptor;
-  base::Digest diff_id;
-};
-
 // Every layer of every image in `content` once, with what its config says of it.
-absl::StatusOr<std::vector<WantedLayer>> Layers(const Content& content,
-                                                const contentstore::FetchContext& context) {
-  std::map<base::Digest, WantedLayer> layers;
+absl::StatusOr<std::vector<contentstore::DescriptorHandler>> Layers(
+    const Content& content, const contentstore::FetchContext& context) {
+  std::map<base::Digest, contentstore::DescriptorHandler> layers;
   for (const Document& document : content.documents) {
     if (document.index) continue;
     ASSIGN_OR_RETURN(auto parsed, oci::ParseManifestOrIndex(document.raw, document.descriptor.digest,
@@ -45,10 +40,10 @@ absl::StatusOr<std::vector<WantedLayer>> Layers(const Content& content,
     for (size_t i = 0; i < manifest.layers.size(); ++i) {
       const oci::Descriptor& layer = manifest.layers[i];
       if (!oci::LayerCompression(layer.media_type).has_value()) continue;
-      layers.try_emplace(layer.digest, WantedLayer{layer, config.diff_ids[i]});
+      layers.try_emplace(layer.digest, contentstore::DescriptorHandler{layer, config.diff_ids[i], {}});
     }
   }
-  std::vector<WantedLayer> list;
+  std::vector<contentstore::DescriptorHandler> list;
   for (auto& [digest, layer] : layers) list.push_back(std::move(layer));
   return list;
 }
@@ -86,21 +81,30 @@ absl::StatusOr<std::string> ReadSmall(const Content& content, const oci::Descrip
 absl::Status Unlazy(const Content& content, contentstore::ContentStore* store,
                     const contentstore::FetchContext& context,
                     const std::function<void(const v1::Progress&)>& progress) {
-  ASSIGN_OR_RETURN(std::vector<WantedLayer> layers, Layers(content, context));
+  ASSIGN_OR_RETURN(const std::vector<contentstore::DescriptorHandler> handlers, Layers(content, context));
+  std::vector<std::shared_ptr<contentstore::LazyLayer>> layers;
+  for (const contentstore::DescriptorHandler& handler : handlers) {
+    ASSIGN_OR_RETURN(auto layer, store->AddHandler(handler));
+    layers.push_back(std::move(layer));
+  }
+  return UnlazyLayers(layers, store, context, progress);
+}
+
+absl::Status UnlazyLayers(const std::vector<std::shared_ptr<contentstore::LazyLayer>>& layers,
+                          contentstore::ContentStore* store, const contentstore::FetchContext& context,
+                          const std::function<void(const v1::Progress&)>& progress) {
   auto stop = std::make_shared<base::CancelToken>();
   std::optional<base::CancelToken::Registration> registration;
   if (context.cancel != nullptr) registration.emplace(context.cancel->OnCancel([stop] { stop->Cancel(); }));
   contentstore::FetchContext fetch = context;
   fetch.cancel = stop;
   return AtOnce(layers.size(), kLayersAtOnce, stop.get(), [&](size_t i) -> absl::Status {
-    contentstore::DescriptorHandler handler;
-    handler.descriptor = layers[i].descriptor;
-    handler.diff_id = layers[i].diff_id;
+    contentstore::LazyLayer& layer = *layers[i];
     v1::Progress told;
-    told.set_digest(handler.descriptor.digest.ToString());
+    told.set_digest(layer.descriptor().digest.ToString());
     told.set_name(told.digest());
     told.set_destination(kLocal);
-    told.set_size(handler.descriptor.size);
+    told.set_size(layer.descriptor().size);
     auto tell = [&](const char* state) {
       told.set_state(state);
       if (progress) progress(told);
@@ -110,10 +114,9 @@ absl::Status Unlazy(const Content& content, contentstore::ContentStore* store,
       tell("fetching");
     };
     tell("queued");
-    ASSIGN_OR_RETURN(auto layer, store->AddHandler(handler));
-    const bool was_local = layer->state() == contentstore::LayerState::kComplete;
-    absl::Status status = store->EnsureIndexed(*layer, /*keep_data=*/true, fetch, received);
-    if (status.ok()) status = store->Unlazy(*layer, fetch, received);
+    const bool was_local = layer.state() == contentstore::LayerState::kComplete;
+    absl::Status status = store->EnsureIndexed(layer, /*keep_data=*/true, fetch, received);
+    if (status.ok()) status = store->Unlazy(layer, fetch, received);
     tell(!status.ok() ? "failed" : was_local ? "exists" : "written");
     return base::Annotate(status, absl::StrCat("layer ", told.digest()));
   });

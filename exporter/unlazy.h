@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "contentstore/content_store.h"
@@ -17,6 +18,12 @@ namespace lazyblob::exporter {
 absl::Status Unlazy(const Content& content, contentstore::ContentStore* store,
                     const contentstore::FetchContext& context,
                     const std::function<void(const v1::Progress&)>& progress);
+
+// The same for layers that are known to the store. The first failure ends the others; each layer ends in one
+// of "exists", "written", "failed".
+absl::Status UnlazyLayers(const std::vector<std::shared_ptr<contentstore::LazyLayer>>& layers,
+                          contentstore::ContentStore* store, const contentstore::FetchContext& context,
+                          const std::function<void(const v1::Progress&)>& progress);
 
 // The bytes of a small blob of `content`, verified. ResourceExhausted over `max_bytes`.
 absl::StatusOr<std::string> ReadSmall(const Content& content, const oci::Descriptor& descriptor,

@@ -444,6 +444,26 @@ TEST_F(SnapshotLayersTest, TrimDropsWhatNothingHoldsOldestFirst) {
   EXPECT_EQ(Reason(Claim(2)), "mounted");
 }
 
+TEST_F(SnapshotLayersTest, TrimNeitherCountsNorDropsWhatALeaseHolds) {
+  options_.max_cache_bytes = 300'000;
+  options_.held = [this] { return std::set<base::Digest>{Claim(2).layer}; };
+  Start();
+  std::vector<Layer> layers;
+  for (uint64_t i = 0; i < 3; ++i) {
+    layers.push_back(PlainLayer({Directory("."), File("a", support::RandomBytes(200'000, i))}));
+  }
+  Put(layers);
+  for (size_t i = 0; i < 3; ++i) snapshots_->Unmount(Mount(Claim(i)).value());
+  for (size_t i = 0; i < 3; ++i) {
+    const timespec times[2] = {{1000 - static_cast<time_t>(i), 0}, {1000 - static_cast<time_t>(i), 0}};
+    ASSERT_EQ(utimensat(AT_FDCWD, LayerDirectory(i).c_str(), times, 0), 0);
+  }
+  ASSERT_TRUE(snapshots_->Trim().ok());
+  EXPECT_NE(store_->Find(Claim(0).layer), nullptr);
+  EXPECT_EQ(store_->Find(Claim(1).layer), nullptr);
+  EXPECT_NE(store_->Find(Claim(2).layer), nullptr);
+}
+
 TEST_F(SnapshotLayersTest, WithoutALimitEverythingIsKept) {
   Put({PlainLayer({Directory("."), File("a", "1")})});
   snapshots_->Unmount(Mount(Claim(0)).value());

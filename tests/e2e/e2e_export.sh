@@ -104,6 +104,25 @@ for compression in gzip zstd estargz; do
 done
 unset SOURCE_DATE_EPOCH
 
+log "kept in the store: outlives its image and the daemon, and moves no layer"
+sleep 0.3
+mark=$(wc -l < "$DST_LOG")
+copy "$DST/c/debian:1" store:kept > "$SCRATCH/out" || die "copy to store:"
+[ "$(cat "$SCRATCH/out")" = store:kept ] || die "says: $(cat "$SCRATCH/out")"
+sleep 0.3
+requests "$DST_LOG" "$mark" > "$SCRATCH/requests"
+[ "$(grep -cP '^GET\t200\t.*/blobs/' "$SCRATCH/requests")" = 1 ] || die "more than the config was read: $(cat "$SCRATCH/requests")"
+skopeo delete --tls-verify=false "docker://$DST/c/debian:1" || die "skopeo delete"
+wait_until 20 "the daemon does not end" lb_no_daemon "$ROOT_DIR"
+lb --root "$ROOT_DIR" --json leases > "$SCRATCH/leases" || die "leases"
+[ "$(jq -r '.leases[] | .name + " " + .image.digest' "$SCRATCH/leases")" = "kept sha256:$want" ] || die "leases: $(cat "$SCRATCH/leases")"
+copy store:kept "$DST/e/debian:1" "oci:$SCRATCH/from-store:x" > "$SCRATCH/out" || die "copy from store:"
+[ "$(digest_of "docker://$DST/e/debian:1")" = "$want" ] || die "another image from the store"
+skopeo copy -q "oci:$SCRATCH/from-store:x" "oci:$SCRATCH/back:store" || die "skopeo cannot read what came from the store"
+lb --root "$ROOT_DIR" leases rm kept || die "leases rm"
+[ -z "$(lb --root "$ROOT_DIR" leases)" ] || die "a lease is left"
+[ -z "$(ls -A "$ROOT_DIR/leases")" ] || die "files of a lease are left"
+
 log "errors are one line, and nothing is tagged"
 expect_error() {
   local want=$1; shift
@@ -119,6 +138,8 @@ mkdir "$SCRATCH/full" && touch "$SCRATCH/full/file"
 expect_error "$SCRATCH/full" copy --plain-http --progress none "$SRC/debian:gzip" "oci:$SCRATCH/full:a"
 expect_error "$SCRATCH/full" unlazy --plain-http --progress none "$SRC/debian:gzip" "dir:$SCRATCH/full"
 expect_error 'parallell' export --spec "$SCRATCH/spec.json"
+expect_error 'store:kept' copy --plain-http --progress none store:kept "$DST/d:1"
+expect_error 'lease' copy --plain-http --progress none "$SRC/debian:gzip" store:../up
 expect_error 'twice' copy --plain-http "$SRC/debian:gzip" "$DST/d:1" "$DST/d:1"
 rm "$SCRATCH"/layout/blobs/sha256/"$(jq -r '.layers[0].digest' "$SCRATCH/layout/blobs/sha256/$want" | cut -d: -f2)"
 expect_error 'sha256:' copy --plain-http --progress none "oci:$SCRATCH/layout:a" "$CLOSED/e:1"
