@@ -13,6 +13,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
+#include "daemon/cli_artifact.h"
 #include "daemon/cli_doctor.h"
 #include "daemon/cli_export.h"
 #include "daemon/cli_leases.h"
@@ -287,6 +288,13 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   ExportArguments exports;
   AddExportCommands(&app, &exports, [&] {
     run = [&] { return RunExportCommand(exports, arguments.root, DockerConfigPath(), arguments.json, io); };
+  });
+
+  ArtifactArguments artifacts;
+  AddArtifactCommands(&app, &artifacts, [&] {
+    run = [&] {
+      return RunArtifactCommand(artifacts, arguments.root, DockerConfigPath(), arguments.json, io);
+    };
   });
 
   LeasesArguments leases;

@@ -14,11 +14,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "daemon/control_client.h"
 #include "daemon/export_progress.h"
 #include "daemon/interrupt.h"
+#include "exporter/build_cache.h"
 #include "exporter/signals.h"
 #include "exporter/spec.h"
 #include "oci/reference.h"
@@ -30,15 +32,12 @@ using Command = ExportArguments::Command;
 
 void AddCommonOptions(CLI::App* command, ExportArguments* arguments) {
   command->add_option("--platform", arguments->platform, "os/arch[/variant]");
-  command->add_flag("--plain-http", arguments->plain_http,
-                    "talk http, not https, to the registries named here");
-  command->add_option("--progress", arguments->progress, "auto, plain, json or none")
-      ->check(CLI::IsMember({"auto", "plain", "json", "none"}));
-  command->add_option("--image-ready-file", arguments->image_ready_file,
-                      "gets repo@digest when every destination is complete");
-  command->add_option("--report", arguments->report, "gets a report: JSON if it is called *.json, else TOML");
-  command->add_option("--hooks", arguments->hooks,
-                      "directory of executables: exporter-image-exported, exporter-cache-exported");
+  AddRequestOptions(command, arguments);
+}
+
+CLI::Option* AddAppend(CLI::App* command, ExportArguments* arguments) {
+  return command->add_flag("--append", arguments->append,
+                           "put it beside other platforms in the index that DST has");
 }
 
 void AddExportOptions(CLI::App* command, ExportArguments* arguments) {
@@ -51,11 +50,27 @@ void AddExportOptions(CLI::App* command, ExportArguments* arguments) {
       command->add_option("--cache", arguments->caches, "destination of the cache")->allow_extra_args(false),
       command
           ->add_option("--cache-layer", arguments->cache_layers,
-                       "as --layer: a directory of a plain cache image")
+                       "as --layer: a directory of a plain cache image, or a layer of --cache-records")
           ->allow_extra_args(false),
+      command
+          ->add_option("--cache-import", arguments->cache_imports,
+                       "REF of a cache that becomes part of this one; its layers stay where they are")
+          ->allow_extra_args(false),
+      command
+          ->add_option("--cache-format", arguments->cache_format,
+                       "default: plain with --cache-layer alone, else buildkit")
+          ->check(CLI::IsMember({"buildkit", "buildkit-index", "inline", "plain"})),
+      command
+          ->add_option("--cache-mode", arguments->cache_mode,
+                       "max: all stages of the build; default: min, the last one")
+          ->check(CLI::IsMember({"min", "max"})),
+      command->add_option(
+          "--cache-records", arguments->cache_records,
+          "file with BuildKit's CacheConfig, whose layers are those of --cache-layer in order"),
       command->add_option("--compression", arguments->compression)
           ->check(CLI::IsMember({"gzip", "zstd", "estargz", "zstdchunked", "none"})),
       command->add_option("--compression-level", arguments->level),
+      AddAppend(command, arguments),
       command->add_option("--config", arguments->config_file, "JSON to merge over the base's image config"),
       command->add_option("--parallel", arguments->parallel, "image and cache at the same time; default: on")
           ->check(CLI::IsMember({"on", "off"})),
@@ -66,24 +81,87 @@ void AddExportOptions(CLI::App* command, ExportArguments* arguments) {
                       "gets repo@digest when the cache is complete");
 }
 
+// Records go to the layers they are of; places in the file become ids.
+absl::Status AddCacheRecords(const std::string& file, v1::Cache* cache) {
+  ASSIGN_OR_RETURN(const std::string config, base::ReadFile(file, exporter::kMaxCacheDocumentBytes));
+  auto read = exporter::ReadCacheRecords(config, static_cast<size_t>(cache->layers_size()));
+  if (!read.ok()) return base::Annotate(read.status(), base::Printable(file));
+  for (int i = 0; i < cache->layers_size(); ++i) {
+    const int parent = read->layers[static_cast<size_t>(i)].parent;
+    if (parent >= i) {
+      return absl::InvalidArgumentError(absl::StrCat(base::Printable(file), ": layer ", i, " lies on layer ",
+                                                     parent, ", which does not stand before it"));
+    }
+    cache->mutable_layers(i)->set_parent(parent < 0 ? "-" : cache->layers(parent).source());
+  }
+  for (size_t i = 0; i < read->records.size(); ++i) {
+    const exporter::CacheRecord& record = read->records[i];
+    v1::CacheRecord given;
+    given.set_digest(record.digest);
+    given.set_id(absl::StrCat("record ", i));
+    for (const std::vector<exporter::CacheLink>& alternatives : record.inputs) {
+      auto* input = given.add_inputs();
+      for (const exporter::CacheLink& link : alternatives) {
+        auto* added = input->add_links();
+        added->set_selector(link.selector);
+        added->set_digest(absl::StrCat("record ", link.record));
+      }
+    }
+    if (record.results.empty()) *cache->add_records() = given;
+    for (const exporter::CacheResult& result : record.results) {
+      absl::Time created = absl::UnixEpoch();
+      std::string wrong;
+      if (!result.created_at.empty() &&
+          !absl::ParseTime(absl::RFC3339_full, result.created_at, &created, &wrong)) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            base::Printable(file), ": record ", base::Printable(record.digest), ": createdAt: ", wrong));
+      }
+      given.set_created_at(absl::ToUnixNanos(created));
+      *cache->mutable_layers(result.layer)->add_records() = given;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AddCache(const ExportArguments& arguments, v1::ExportRequest* request) {
+  const bool any = !arguments.caches.empty() || !arguments.cache_layers.empty() ||
+                   !arguments.cache_imports.empty() || !arguments.cache_format.empty() ||
+                   !arguments.cache_mode.empty() || !arguments.cache_records.empty();
+  if (!any) return absl::OkStatus();
+  static const std::map<std::string, v1::CacheFormat> kFormats = {{"buildkit", v1::BUILDKIT},
+                                                                  {"buildkit-index", v1::BUILDKIT_INDEX},
+                                                                  {"inline", v1::INLINE},
+                                                                  {"plain", v1::PLAIN}};
+  v1::Cache* cache = request->mutable_cache();
+  if (!arguments.cache_format.empty()) {
+    cache->set_format(kFormats.at(arguments.cache_format));
+  } else {
+    const bool plain = arguments.cache_records.empty() && !arguments.cache_layers.empty();
+    cache->set_format(plain ? v1::PLAIN : v1::BUILDKIT);
+  }
+  cache->set_max(arguments.cache_mode == "max");
+  for (const std::string& destination : arguments.caches) cache->add_destinations(destination);
+  for (const std::string& layer : arguments.cache_layers) cache->add_layers()->set_source(layer);
+  for (const std::string& import : arguments.cache_imports) cache->add_imports(import);
+  return arguments.cache_records.empty() ? absl::OkStatus() : AddCacheRecords(arguments.cache_records, cache);
+}
+
 absl::StatusOr<v1::ExportRequest> ExportOfArguments(const ExportArguments& arguments) {
   v1::ExportRequest request;
   if (!arguments.spec.empty()) {
     ASSIGN_OR_RETURN(std::string json, base::ReadFile(arguments.spec, 16 << 20));
     return exporter::ParseSpec(json);
   }
-  v1::Image* image = request.add_images();
-  image->set_base(arguments.base);
-  image->set_platform(arguments.platform);
-  image->set_config_file(arguments.config_file);
-  for (const std::string& layer : arguments.layers) image->add_layers()->set_source(layer);
+  RETURN_IF_ERROR(AddCache(arguments, &request));
   for (const std::string& destination : arguments.destinations) request.add_destinations(destination);
-  if (!arguments.caches.empty() || !arguments.cache_layers.empty()) {
-    request.mutable_cache()->set_format(v1::PLAIN);
-    for (const std::string& cache : arguments.caches) request.mutable_cache()->add_destinations(cache);
-    for (const std::string& layer : arguments.cache_layers) {
-      request.mutable_cache()->add_layers()->set_source(layer);
-    }
+  const bool with_image =
+      !arguments.base.empty() || !arguments.layers.empty() || !arguments.config_file.empty();
+  if (with_image || !request.has_cache() || !request.destinations().empty()) {
+    v1::Image* image = request.add_images();
+    image->set_base(arguments.base);
+    image->set_platform(arguments.platform);
+    image->set_config_file(arguments.config_file);
+    for (const std::string& layer : arguments.layers) image->add_layers()->set_source(layer);
   }
   static const std::map<std::string, v1::Compression> kCompressions = {{"gzip", v1::GZIP},
                                                                        {"zstd", v1::ZSTD},
@@ -96,16 +174,10 @@ absl::StatusOr<v1::ExportRequest> ExportOfArguments(const ExportArguments& argum
                                                                  {"fail-fast", v1::FAIL_FAST}};
   request.set_compression(kCompressions.at(arguments.compression));
   request.set_compression_level(arguments.level);
+  if (arguments.append) request.set_index(v1::INDEX_APPEND);
   if (!arguments.parallel.empty()) request.set_parallel(arguments.parallel == "on" ? v1::ON : v1::OFF);
   request.set_on_failure(kPolicies.at(arguments.on_failure));
-  if (const char* epoch = std::getenv("SOURCE_DATE_EPOCH"); epoch != nullptr && *epoch != '\0') {
-    int64_t seconds = 0;
-    if (!absl::SimpleAtoi(epoch, &seconds) || seconds < 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("SOURCE_DATE_EPOCH=", base::Printable(epoch), ": not a number of seconds"));
-    }
-    request.set_source_date_epoch(seconds);
-  }
+  RETURN_IF_ERROR(AddSourceDateEpoch(&request));
   return request;
 }
 
@@ -123,6 +195,9 @@ absl::Status AddPlainHttpHosts(v1::ExportRequest* request) {
   }
   for (const std::string& destination : request->destinations()) RETURN_IF_ERROR(add(destination));
   for (const std::string& cache : request->cache().destinations()) RETURN_IF_ERROR(add(cache));
+  for (const std::string& import : request->cache().imports()) RETURN_IF_ERROR(add(import));
+  const std::string& subject = request->artifact().subject();
+  if (!subject.empty()) RETURN_IF_ERROR(add(subject));
   return absl::OkStatus();
 }
 
@@ -142,6 +217,7 @@ v1::ExportRequest PlacementOfArguments(const ExportArguments& arguments) {
     request.set_unlazy(arguments.destinations.empty());
   }
   request.set_keep(arguments.keep);
+  if (arguments.append) request.set_index(v1::INDEX_APPEND);
   return request;
 }
 
@@ -153,6 +229,30 @@ absl::StatusOr<std::string> WorkingDirectory() {
 
 }  // namespace
 
+void AddRequestOptions(CLI::App* command, ExportArguments* arguments) {
+  command->add_flag("--plain-http", arguments->plain_http,
+                    "talk http, not https, to the registries named here");
+  command->add_option("--progress", arguments->progress, "auto, plain, json or none")
+      ->check(CLI::IsMember({"auto", "plain", "json", "none"}));
+  command->add_option("--image-ready-file", arguments->image_ready_file,
+                      "gets repo@digest when every destination is complete");
+  command->add_option("--report", arguments->report, "gets a report: JSON if it is called *.json, else TOML");
+  command->add_option("--hooks", arguments->hooks,
+                      "directory of executables: exporter-image-exported, exporter-cache-exported");
+}
+
+absl::Status AddSourceDateEpoch(v1::ExportRequest* request) {
+  if (const char* epoch = std::getenv("SOURCE_DATE_EPOCH"); epoch != nullptr && *epoch != '\0') {
+    int64_t seconds = 0;
+    if (!absl::SimpleAtoi(epoch, &seconds) || seconds < 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("SOURCE_DATE_EPOCH=", base::Printable(epoch), ": not a number of seconds"));
+    }
+    request->set_source_date_epoch(seconds);
+  }
+  return absl::OkStatus();
+}
+
 void AddExportCommands(CLI::App* app, ExportArguments* arguments, std::function<void()> chosen) {
   const char* what = "host[:port]/name[:tag|@digest] or oci:DIR[:tag]";
   CLI::App* copy = app->add_subcommand("copy", "copy an image, moving as few bytes as possible");
@@ -162,6 +262,7 @@ void AddExportCommands(CLI::App* app, ExportArguments* arguments, std::function<
       ->required();
   AddCommonOptions(copy, arguments);
   copy->add_flag("--keep", arguments->keep, "layers become known to the daemon");
+  AddAppend(copy, arguments);
   copy->callback([arguments, chosen] {
     arguments->command = Command::kCopy;
     chosen();
@@ -186,24 +287,37 @@ void AddExportCommands(CLI::App* app, ExportArguments* arguments, std::function<
   });
 }
 
+absl::Status CompleteRequest(const ExportArguments& arguments, const std::string& directory,
+                             const std::string& docker_config, v1::ExportRequest* request) {
+  if (request->access().docker_config().empty()) request->mutable_access()->set_docker_config(docker_config);
+  if (arguments.plain_http) RETURN_IF_ERROR(AddPlainHttpHosts(request));
+  RETURN_IF_ERROR(exporter::MakePathsAbsolute(directory, request));
+  return exporter::CheckRequest(*request).status();
+}
+
 absl::StatusOr<v1::ExportRequest> MakeExportRequest(const ExportArguments& arguments,
                                                     const std::string& directory,
                                                     const std::string& docker_config) {
   ASSIGN_OR_RETURN(v1::ExportRequest request, arguments.command == Command::kExport
                                                   ? ExportOfArguments(arguments)
                                                   : PlacementOfArguments(arguments));
-  if (request.access().docker_config().empty()) request.mutable_access()->set_docker_config(docker_config);
-  if (arguments.plain_http) RETURN_IF_ERROR(AddPlainHttpHosts(&request));
-  RETURN_IF_ERROR(exporter::MakePathsAbsolute(directory, &request));
-  RETURN_IF_ERROR(exporter::CheckRequest(request).status());
+  RETURN_IF_ERROR(CompleteRequest(arguments, directory, docker_config, &request));
   return request;
 }
 
 absl::Status RunExportCommand(const ExportArguments& arguments, const std::string& root,
                               const std::string& docker_config, bool json, CliIo io) {
+  auto make = [&](const std::string& directory) {
+    return MakeExportRequest(arguments, directory, docker_config);
+  };
+  return RunRequest(make, arguments, root, json, io);
+}
+
+absl::Status RunRequest(MakeRequest make, const ExportArguments& arguments, const std::string& root,
+                        bool json, CliIo io) {
   if (geteuid() != 0) return absl::PermissionDeniedError("must run as root: the daemon serves root only");
-  ASSIGN_OR_RETURN(std::string directory, WorkingDirectory());
-  ASSIGN_OR_RETURN(v1::ExportRequest request, MakeExportRequest(arguments, directory, docker_config));
+  ASSIGN_OR_RETURN(const std::string directory, WorkingDirectory());
+  ASSIGN_OR_RETURN(const v1::ExportRequest request, make(directory));
   exporter::SignalOptions options;
   options.image_ready_file = arguments.image_ready_file;
   options.cache_ready_file = arguments.cache_ready_file;

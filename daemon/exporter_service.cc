@@ -26,7 +26,8 @@ grpc::Status ToGrpc(const absl::Status& status) {
 
 class Service final : public v1::Exporter::Service, public ExporterService {
  public:
-  explicit Service(ExporterParts parts) : parts_(std::move(parts)) {}
+  explicit Service(ExporterParts parts)
+      : indexes_(parts.exporter.client), parts_(WithIndexes(std::move(parts), &indexes_)) {}
 
   grpc::Service* service() override { return this; }
 
@@ -123,6 +124,12 @@ class Service final : public v1::Exporter::Service, public ExporterService {
     if (event.has_done()) report = event.done();
   }
 
+  static ExporterParts WithIndexes(ExporterParts parts, exporter::IndexWriter* indexes) {
+    parts.exporter.indexes = indexes;
+    return parts;
+  }
+
+  exporter::IndexWriter indexes_;
   const ExporterParts parts_;
   absl::Mutex mutex_;
   uint64_t last_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -1,16 +1,20 @@
 #include "exporter/publish.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <set>
 #include <tuple>
 #include <utility>
+#include <variant>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "exporter/internal/at_once.h"
+#include "oci/manifest.h"
+#include "oci/manifest_writer.h"
 #include "registry/pusher.h"
 
 namespace lazyblob::exporter {
@@ -36,7 +40,8 @@ class Publication {
   Publication(absl::Span<const oci::Reference> destinations, const PublishOptions& options)
       : destinations_(destinations), options_(options) {}
 
-  absl::StatusOr<std::vector<v1::Ready>> Run(const Content& early, WholeContentSource whole) {
+  absl::StatusOr<std::vector<v1::Ready>> Run(const Content& early, WholeContentSource whole)
+      ABSL_LOCKS_EXCLUDED(mutex_) {
     GroupDestinations();
     auto registration = options_.cancel->OnCancel([stop = stop_] { stop->Cancel(); });
     if (!early.documents.empty()) RETURN_IF_ERROR(CheckDigests(early));
@@ -46,8 +51,10 @@ class Publication {
     if (content_ != &early) RETURN_IF_ERROR(PlaceBlobs(*content_));
     RETURN_IF_ERROR(PutDocuments());
     std::vector<v1::Ready> ready;
+    const absl::MutexLock lock(&mutex_);
     for (const oci::Reference& destination : destinations_) {
-      const oci::Descriptor& top = content_->top().descriptor;
+      const auto merged = merged_.find(Tagged(destination).ToString());
+      const oci::Descriptor& top = merged == merged_.end() ? content_->top().descriptor : merged->second;
       v1::Ready one;
       one.set_reference(absl::StrCat(destination.Name(), "@", top.digest.ToString()));
       one.set_digest(top.digest.ToString());
@@ -58,6 +65,12 @@ class Publication {
   }
 
  private:
+  static oci::Reference Tagged(const oci::Reference& destination) {
+    oci::Reference tagged = destination;
+    if (!tagged.tag.has_value()) tagged.tag = "latest";
+    return tagged;
+  }
+
   absl::Status CheckDigests(const Content& content) const {
     const base::Digest& top = content.top().descriptor.digest;
     for (const oci::Reference& destination : destinations_) {
@@ -220,8 +233,9 @@ class Publication {
       RETURN_IF_ERROR(AtOnce(manifests.size(), kDocumentsAtOnce, stop_.get(),
                              [&](size_t m) { return PutByDigest(repository, *manifests[m]); }));
       for (const Document* index : indexes) RETURN_IF_ERROR(PutByDigest(repository, *index));
-      // With one tag to set, that request says it all.
-      return OnlyOneTag() ? absl::OkStatus() : PutByDigest(repository, content_->top());
+      // With one tag to set, that request says it all; an index that joins another is not put by itself.
+      return OnlyOneTag() || options_.indexes != nullptr ? absl::OkStatus()
+                                                         : PutByDigest(repository, content_->top());
     };
     RETURN_IF_ERROR(AtOnce(repositories_.size(), kDocumentsAtOnce, stop_.get(), put_all));
     std::vector<std::pair<const Repository*, const std::string*>> tags;
@@ -231,8 +245,17 @@ class Publication {
     return AtOnce(tags.size(), kDocumentsAtOnce, stop_.get(), [&](size_t i) {
       oci::Reference reference = tags[i].first->name;
       reference.tag = *tags[i].second;
-      return Put(reference, *tags[i].first, content_->top());
+      return options_.indexes != nullptr ? PutIndex(reference)
+                                         : Put(reference, *tags[i].first, content_->top());
     });
+  }
+
+  absl::Status PutIndex(const oci::Reference& tag) ABSL_LOCKS_EXCLUDED(mutex_) {
+    ASSIGN_OR_RETURN(oci::Descriptor merged,
+                     options_.indexes->PutPlatforms(tag, content_->top(), options_.append, Call()));
+    absl::MutexLock lock(&mutex_);
+    merged_[tag.ToString()] = std::move(merged);
+    return absl::OkStatus();
   }
 
   bool OnlyOneTag() const {
@@ -245,16 +268,34 @@ class Publication {
   std::vector<Repository> repositories_;
   const Content* content_ = nullptr;  // once it is whole
   std::set<const Blob*> placed_;
+  absl::Mutex mutex_;
+  std::map<std::string, oci::Descriptor> merged_ ABSL_GUARDED_BY(mutex_);  // by reference
 };
+
+// The manifest's own entry in an index of referrers; nullopt: it has no subject.
+std::optional<std::pair<base::Digest, oci::Descriptor>> AsReferrer(const Document& document) {
+  auto parsed = oci::ParseManifestOrIndex(document.raw, std::nullopt, document.descriptor.media_type);
+  if (!parsed.ok() || !std::holds_alternative<oci::Manifest>(*parsed)) return std::nullopt;
+  const auto& manifest = std::get<oci::Manifest>(*parsed);
+  if (!manifest.subject.has_value()) return std::nullopt;
+  oci::Descriptor entry = oci::DescriptorOf(document.raw, manifest.media_type);
+  entry.artifact_type = manifest.artifact_type.empty() ? manifest.config.media_type : manifest.artifact_type;
+  entry.annotations = manifest.annotations;
+  return std::pair(manifest.subject->digest, std::move(entry));
+}
 
 }  // namespace
 
 PutDocument MakePutDocument(registry::Client* client) {
-  return [client](const oci::Reference& reference, const Document& document,
-                  const registry::CallContext& context) {
-    return registry::Pusher(client)
-        .PutManifest(reference, document.descriptor.media_type, document.raw, context)
-        .status();
+  auto indexes = std::make_shared<IndexWriter>(client);  // shared by copies of the function
+  return [client, indexes](const oci::Reference& reference, const Document& document,
+                           const registry::CallContext& context) -> absl::Status {
+    ASSIGN_OR_RETURN(const registry::Pusher::ManifestPut put,
+                     registry::Pusher(client).PutManifest(reference, document.descriptor.media_type,
+                                                          document.raw, context));
+    const auto referrer = AsReferrer(document);
+    if (!referrer.has_value() || put.subject_indexed) return absl::OkStatus();
+    return indexes->AddReferrer(reference, referrer->first, referrer->second, context);
   };
 }
 

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/cancel.h"
+#include "exporter/assemble.h"
 #include "exporter/content.h"
 #include "exporter/placer.h"
 #include "oci/reference.h"
@@ -24,7 +25,8 @@ namespace lazyblob::exporter {
 // PUT of a document: by tag if the reference has one and no digest, else by digest.
 using PutDocument = std::function<absl::Status(const oci::Reference& reference, const Document& document,
                                                const registry::CallContext& context)>;
-// Over registry::Pusher; `client` outlives it.
+// Over registry::Pusher; `client` outlives it. Manifests with a subject are listed as its referrers, by us
+// where the registry does not do it; one object per daemon, for that has one writer at a time.
 PutDocument MakePutDocument(registry::Client* client);
 
 struct PublishOptions {
@@ -35,6 +37,10 @@ struct PublishOptions {
   std::shared_ptr<const registry::CredentialsProvider> credentials;
   std::function<void(const v1::Progress&)> progress;  // any thread
   std::atomic<uint64_t>* uploaded = nullptr;          // gets the body bytes of blobs sent; may be null
+  // Set: the content is an index, which is put as IndexWriter::PutPlatforms does it; and whether it joins
+  // what is there.
+  IndexWriter* indexes = nullptr;
+  bool append = false;
 };
 
 // Gives the documents and all blobs, once they are known; asked when the early blobs are placed.

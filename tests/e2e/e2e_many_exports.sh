@@ -145,7 +145,7 @@ registry() {
 
 # One index from repositories that others have filled.
 assemble() {
-  local i b
+  local i a b c mark
   index_of() { skopeo inspect --raw --tls-verify=false "docker://$1" | jq -r '.manifests[] | .platform.architecture + "=" + .digest' | xargs; }
   run() { lb --root "$ROOT_DIR" assemble --plain-http --progress none "$@" > "$SCRATCH/out" 2> "$SCRATCH/err" || die "assemble $*: $(cat "$SCRATCH/err")"; }
   digest() { skopeo inspect --raw --tls-verify=false --override-arch "$2" "docker://$1" | sha256sum | cut -d' ' -f1; }
@@ -153,7 +153,13 @@ assemble() {
     lb --root "$ROOT_DIR" export --plain-http --progress none --platform "linux/$i" --base scratch --layer "dir:$SCRATCH/tree-1" --image "$REG/part/$i:1" > "$SCRATCH/out" || die "export for $i"
   done
   a=sha256:$(digest "$REG/part/amd64:1" amd64) b=sha256:$(digest "$REG/part/arm64:1" arm64) c=sha256:$(digest "$REG/part/s390x:1" s390x)
+  sleep 0.3
+  mark=$(registry_mark)
   run "$REG/whole:1" --manifest "linux/amd64=$REG/part/amd64:1" --manifest "$REG/part/arm64:1"
+  sleep 0.3
+  tail -n "+$((mark + 1))" "$REG_LOG" | jq -rR 'fromjson? | select(.msg | startswith("response completed")) | .["http.request.method"] + " " + .["http.request.uri"]' > "$SCRATCH/requests"
+  grep -q 'POST .*mount=' "$SCRATCH/requests" || die "nothing was mounted: $(cat "$SCRATCH/requests")"
+  if grep -E '^(PUT|PATCH) .*/blobs/' "$SCRATCH/requests"; then die "blobs were sent within a registry"; fi
   [ "$(index_of "$REG/whole:1")" = "amd64=$a arm64=$b" ] || die "the index: $(index_of "$REG/whole:1")"
   run "$REG/whole:1" "oci:$SCRATCH/assembled:x" --append --manifest "$REG/part/s390x:1"
   [ "$(index_of "$REG/whole:1")" = "amd64=$a arm64=$b s390x=$c" ] || die "the index: $(index_of "$REG/whole:1")"
