@@ -127,8 +127,9 @@ class IndexWriter::Impl {
       ASSIGN_OR_RETURN(const oci::Descriptor there, client_.HeadManifest(tag, context));
       if (there.digest == wanted.digest) return wanted;
     }
-    return absl::AbortedError(absl::StrCat(tag.ToString(), ": somebody else writes it at the same time; let ",
-                                           "one program write it, and try again"));
+    return absl::FailedPreconditionError(absl::StrCat(tag.ToString(),
+                                                      ": somebody else writes it at the same time; let ",
+                                                      "one program write it, and try again"));
   }
 
   // A single image, as an index of one.

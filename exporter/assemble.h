@@ -35,9 +35,9 @@ class IndexWriter {
 
   // Puts `index` under the tag; with `append`, merged into the index that is there, or with the image that is
   // there beside it (oci::MergePlatforms). What it lists is in the repository. Returns what the tag names
-  // now, looked at after the PUT: if others wrote at the same time it is merged again, a few times. Aborted:
-  // they wrote something else each time (or, without `append`, once). FailedPrecondition: what is there says
-  // no platform.
+  // now, looked at after the PUT: if others wrote at the same time it is merged again, a few times.
+  // FailedPrecondition: they wrote something else each time (or, without `append`, once); or what is there
+  // says no platform.
   absl::StatusOr<oci::Descriptor> PutPlatforms(const oci::Reference& tag, const Document& index, bool append,
                                                const registry::CallContext& context);
 

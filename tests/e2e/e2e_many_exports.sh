@@ -98,6 +98,13 @@ layout() {
     umoci raw unpack --image "$layout:image-$i" "$SCRATCH/unpacked-$i" > "$SCRATCH/umoci.log" 2>&1 || die "umoci cannot read image-$i"
     [ "$(cat "$SCRATCH/unpacked-$i/name")" = "$i last" ] || die "image-$i is not the last one"
   done
+  local pids=()
+  for i in 0 1 2 3; do
+    lb --root "$SCRATCH/root-$i" export --progress none --append --platform "linux/cpu$i" --base scratch --layer "dir:$SCRATCH/tree-$i" --image "oci:$layout:all" > "$SCRATCH/out.$i" 2>&1 &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || die "an export of one platform: $(cat "$SCRATCH"/out.?)"; done
+  [ "$(skopeo inspect --raw "oci:$layout:all" | jq -r '.manifests[].platform.architecture' | xargs)" = "cpu0 cpu1 cpu2 cpu3" ] || die "the index in the layout: $(skopeo inspect --raw "oci:$layout:all")"
   [ -z "$(find "$layout" -maxdepth 1 -name '.lazyblob-*')" ] || die "left behind: $(find "$layout" -maxdepth 1 -name '.lazyblob-*')"
   lb --root "$SCRATCH/root-0" export --progress none --base scratch --layer "dir:$SCRATCH/tree-1" --layer "dir:$SCRATCH/tree-2:/two" --image "oci:$layout" > "$SCRATCH/out" 2>&1 || die "an image without a name"
   lb_refused lb --root "$SCRATCH/root-0" export --progress none --base scratch --layer "dir:$SCRATCH/tree-3:/three" --image "oci:$layout" || die "two images without a name"

@@ -132,7 +132,7 @@ TEST_F(AssembleTest, WithoutAppendAWriterInBetweenIsAnError) {
   });
   const absl::Status status = indexes_->PutPlatforms(tag_, ours, /*append=*/false, {}).status();
   other.join();
-  EXPECT_EQ(status.code(), absl::StatusCode::kAborted) << status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr(tag_.ToString()));
 }
 
