@@ -239,6 +239,23 @@ void AddContainerdOptions(CLI::App* command, Arguments* arguments) {
       ->capture_default_str();
 }
 
+void AddContainerdCommands(CLI::App* app, Arguments* arguments, Commands* commands,
+                           std::function<absl::Status()>* run) {
+  CLI::App* pull = app->add_subcommand("pull", "pull an image into containerd, lazily");
+  AddImageOptions(pull, arguments);
+  AddContainerdOptions(pull, arguments);
+  pull->add_option("--namespace", arguments->name_space, "containerd's namespace; Kubernetes uses k8s.io")
+      ->capture_default_str();
+  pull->callback([=] { *run = [=] { return commands->Pull(); }; });
+
+  CLI::App* doctor =
+      app->add_subcommand("doctor", "what is wrong with this machine, and what to do about it");
+  AddContainerdOptions(doctor, arguments);
+  doctor->add_option("--containerd-config", arguments->containerd_config, "containerd's configuration")
+      ->capture_default_str();
+  doctor->callback([=] { *run = [=] { return commands->Doctor(); }; });
+}
+
 }  // namespace
 
 int RunCli(int argc, const char* const* argv, CliIo io) {
@@ -272,18 +289,7 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   AddImageOptions(index, &arguments);
   index->callback([&] { run = [&] { return commands.Index(); }; });
 
-  CLI::App* pull = app.add_subcommand("pull", "pull an image into containerd, lazily");
-  AddImageOptions(pull, &arguments);
-  AddContainerdOptions(pull, &arguments);
-  pull->add_option("--namespace", arguments.name_space, "containerd's namespace; Kubernetes uses k8s.io")
-      ->capture_default_str();
-  pull->callback([&] { run = [&] { return commands.Pull(); }; });
-
-  CLI::App* doctor = app.add_subcommand("doctor", "what is wrong with this machine, and what to do about it");
-  AddContainerdOptions(doctor, &arguments);
-  doctor->add_option("--containerd-config", arguments.containerd_config, "containerd's configuration")
-      ->capture_default_str();
-  doctor->callback([&] { run = [&] { return commands.Doctor(); }; });
+  AddContainerdCommands(&app, &arguments, &commands, &run);
 
   ExportArguments exports;
   AddExportCommands(&app, &exports, [&] {
