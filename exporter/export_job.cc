@@ -87,7 +87,7 @@ class Job {
     parts.client = parts_.client;
     parts.store = parts_.store;
     parts.keep = keep;
-    parts.keep_blobs = request_.keep();
+    parts.keep_blobs = request_.keep() && !ToStore();  // a lease has them
     return parts;
   }
 
