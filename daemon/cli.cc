@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "daemon/cli_artifact.h"
+#include "daemon/cli_content.h"
 #include "daemon/cli_doctor.h"
 #include "daemon/cli_export.h"
 #include "daemon/cli_leases.h"
@@ -306,6 +307,13 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   LeasesArguments leases;
   AddLeasesCommand(&app, &leases, [&] {
     run = [&] { return RunLeasesCommand(leases, arguments.root, arguments.json, io); };
+  });
+
+  ContentArguments content;
+  AddContentCommands(&app, &content, [&] {
+    run = [&] {
+      return RunContentCommand(content, arguments.root_given ? arguments.root : "", arguments.json, io);
+    };
   });
 
   try {

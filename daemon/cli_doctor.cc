@@ -60,7 +60,9 @@ absl::Status RunDoctor(const DoctorArguments& arguments, CliIo io) {
   add(CheckStateRoot(effective.root, user));
   add(CheckDaemon(AskDaemon(effective.root), effective.root));
   add(CheckSocket(effective.address, user));
-  add(CheckContainerd(AskContainerd(arguments), arguments.snapshotter, effective.address));
+  const absl::StatusOr<ContainerdFacts> facts = AskContainerd(arguments);
+  add(CheckContainerd(facts, arguments.snapshotter, effective.address));
+  add(CheckContentStore(facts, effective.content.enabled, effective.address));
   add(CheckPropagation(NamespaceBehind(effective.address), NamespaceBehind(arguments.containerd),
                        effective.root));
 

@@ -451,6 +451,50 @@ Findings CheckContainerd(const absl::StatusOr<ContainerdFacts>& facts, const std
   return findings;
 }
 
+Findings CheckContentStore(const absl::StatusOr<ContainerdFacts>& facts, bool enabled,
+                           const std::string& address) {
+  constexpr char kCheck[] = "content store";
+  if (!facts.ok()) return {};  // CheckContainerd says why
+  const ContainerdPlugin* ours = nullptr;
+  const ContainerdPlugin* other = nullptr;
+  for (const ContainerdPlugin& plugin : facts->plugins) {
+    if (plugin.type != "io.containerd.content.v1") continue;
+    auto told = plugin.exports.find("address");
+    (told != plugin.exports.end() && told->second == address ? ours : other) = &plugin;
+  }
+  if (ours == nullptr) {
+    if (!enabled) return {};
+    return {Warning(kCheck,
+                    absl::StrCat("lazyblobd serves one on ", address, ", and containerd does not use it"),
+                    "add deploy/containerd-content.toml to containerd's configuration "
+                    "(docs/CONTENT_SERVICE.md, switching over), or set content.enabled = false")};
+  }
+  if (!enabled) {
+    return {Fail(kCheck, absl::StrCat("containerd's is ", ours->id, ", which lazyblobd does not serve"),
+                 "content.enabled = true in lazyblob's config.toml, then systemctl reload lazyblob")};
+  }
+  if (!ours->init_error.empty()) {
+    return {Fail(kCheck, absl::StrCat("containerd could not use ", ours->id, ": ", ours->init_error),
+                 "see containerd's log, then restart it")};
+  }
+  if (other != nullptr && other->init_error.empty()) {
+    return {Fail(kCheck,
+                 absl::StrCat("containerd has two, ", ours->id, " and ", other->id,
+                              ": which one it uses is left to chance"),
+                 absl::StrCat("disabled_plugins = [\"io.containerd.content.v1.", other->id,
+                              "\"] at the top of containerd's config.toml, then restart containerd"))};
+  }
+  for (const char* isolated : {"\"isolated\"", "'isolated'"}) {
+    if (!ConfigSets(facts->config, "content_sharing_policy", isolated)) continue;
+    return {Fail(kCheck,
+                 "content_sharing_policy is \"isolated\": containerd then wants the bytes of each blob from "
+                 "each client, and no pull is lazy",
+                 "content_sharing_policy = \"shared\" (the default) in "
+                 "[plugins.\"io.containerd.metadata.v1.bolt\"]")};
+  }
+  return {Ok(kCheck, absl::StrCat(ours->id, "; containerd's content depends on lazyblobd"))};
+}
+
 absl::StatusOr<MountNamespace> NamespaceBehind(const std::string& socket_path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;

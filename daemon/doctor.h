@@ -58,6 +58,11 @@ struct ContainerdFacts {
 Findings CheckContainerd(const absl::StatusOr<ContainerdFacts>& facts, const std::string& snapshotter,
                          const std::string& address);
 
+// Whether containerd's content store is ours if and only if the configuration says so (`enabled`), alone, and
+// shared by its namespaces. Nothing where neither knows of the other.
+Findings CheckContentStore(const absl::StatusOr<ContainerdFacts>& facts, bool enabled,
+                           const std::string& address);
+
 // The process that listens on a unix socket, and its mount namespace.
 absl::StatusOr<MountNamespace> NamespaceBehind(const std::string& socket);
 

@@ -311,6 +311,66 @@ TEST_F(DoctorContainerdTest, KubeletNeedsAnnotations) {
   EXPECT_EQ(Worst(Check()), Severity::kOk) << "CRI does not run";
 }
 
+class DoctorContentStoreTest : public ::testing::Test {
+ protected:
+  DoctorContentStoreTest() { facts_.version = "v1.7.24"; }
+  Findings Check(bool enabled) { return CheckContentStore(facts_, enabled, "/run/lazyblob/lazyblob.sock"); }
+  void Add(const std::string& id, const std::string& address, const std::string& init_error = "") {
+    ContainerdPlugin plugin{"io.containerd.content.v1", id, {}, {}, init_error};
+    if (!address.empty()) plugin.exports["address"] = address;
+    facts_.plugins.push_back(plugin);
+  }
+  ContainerdFacts facts_;
+};
+
+TEST_F(DoctorContentStoreTest, NeitherKnowingOfTheOtherIsNoFinding) {
+  Add("content", "");
+  EXPECT_TRUE(Check(false).empty());
+  EXPECT_TRUE(CheckContentStore(absl::UnavailableError("no"), true, "/s").empty());
+}
+
+TEST_F(DoctorContentStoreTest, BothSidesMustAgree) {
+  Add("content", "");
+  EXPECT_EQ(Worst(Check(true)), Severity::kWarning) << "served and not used";
+  facts_.plugins.clear();
+  Add("lazyblob-content", "/run/lazyblob/lazyblob.sock");
+  EXPECT_EQ(Worst(Check(true)), Severity::kOk) << Text(Check(true));
+  EXPECT_EQ(Worst(Check(false)), Severity::kFail) << "used and not served";
+  facts_.plugins[0].exports["address"] = "/run/other.sock";
+  EXPECT_EQ(Worst(Check(true)), Severity::kWarning) << "another's";
+}
+
+TEST_F(DoctorContentStoreTest, TheBuiltInOneMustBeDisabled) {
+  Add("lazyblob-content", "/run/lazyblob/lazyblob.sock");
+  Add("content", "");
+  EXPECT_EQ(Worst(Check(true)), Severity::kFail);
+  EXPECT_TRUE(
+      absl::StrContains(Text(Check(true)), "disabled_plugins = [\"io.containerd.content.v1.content\"]"));
+  facts_.plugins[1].init_error = "disabled";
+  EXPECT_EQ(Worst(Check(true)), Severity::kOk);
+  facts_.plugins[0].init_error = "no such file";
+  EXPECT_EQ(Worst(Check(true)), Severity::kFail);
+}
+
+TEST_F(DoctorContentStoreTest, IsolatedNamespacesAreRefusedWithTheReason) {
+  Add("lazyblob-content", "/run/lazyblob/lazyblob.sock");
+  for (const char* line :
+       {"content_sharing_policy = \"isolated\"", "  content_sharing_policy='isolated' # why"}) {
+    facts_.config = absl::StrCat("[plugins.\"io.containerd.metadata.v1.bolt\"]\n", line, "\n");
+    EXPECT_EQ(Worst(Check(true)), Severity::kFail) << line;
+    EXPECT_TRUE(absl::StrContains(Text(Check(true)), "no pull is lazy"));
+  }
+  facts_.config = "content_sharing_policy = \"shared\"\n";
+  EXPECT_EQ(Worst(Check(true)), Severity::kOk);
+}
+
+TEST_F(DoctorContentStoreTest, TheSampleNamesWhatIsServedAndDisabled) {
+  auto text = base::ReadFile(LAZYBLOB_SOURCE_DIR "/deploy/containerd-content.toml", 1 << 16);
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_TRUE(absl::StrContains(*text, "address = \"" + Config().address + "\""));
+  EXPECT_TRUE(absl::StrContains(*text, "\ndisabled_plugins = [\"io.containerd.content.v1.content\"]"));
+}
+
 TEST(DoctorReportTest, OneLineEachAndJsonAgree) {
   Findings findings = {{Severity::kOk, "a", "fine", ""}, {Severity::kFail, "b", "bad\nnews", "mend it"}};
   std::string text = Text(findings);
