@@ -7,6 +7,8 @@
 #   in_trixie CMD…          runs there with nothing of this machine's environment; "${TRIXIE_EXEC[@]}" CMD… & where the
 #                           process id matters
 #   trixie_version PACKAGE  upstream part of its version
+#   dockerd_start           dockerd there on containerd_start's containerd, with its image store on the snapshotter
+#                           "stargz"; sets DOCKERD_PID, and "${DOCKER[@]}" for its docker
 # LAZYBLOB_MIRROR names another Debian mirror. TRIXIE_SUITE=forky, set before, makes Debian testing in $WORK/forky/root
 # instead; its versions move, only containerd 2.x is asked for. A mirror's copy of testing may be older than the week
 # that its index is valid for: the signature is checked, that date is not.
@@ -80,3 +82,18 @@ trixie_enter() {
 }
 
 in_trixie() { "${TRIXIE_EXEC[@]}" "$@"; }
+
+dockerd_start() {
+  local dir=$CTR_DIR
+  : > "$SCRATCH/dockerd.log"
+  printf '{"features": {"containerd-snapshotter": true}}' > "$dir/daemon.json"
+  "${TRIXIE_EXEC[@]}" dockerd --config-file "$dir/daemon.json" --containerd "$CTR_ADDRESS" --data-root "$dir/docker" \
+    --exec-root "$dir/docker-exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" --bridge=none \
+    --iptables=false --ip6tables=false --exec-opt native.cgroupdriver=cgroupfs --storage-driver stargz \
+    > "$SCRATCH/dockerd.log" 2>&1 &
+  DOCKERD_PID=$!
+  disown "$DOCKERD_PID"
+  on_exit "end_process $DOCKERD_PID"
+  DOCKER=("${TRIXIE_EXEC[@]}" timeout -k 5 300 docker --host "unix://$dir/docker.sock")
+  wait_until 60 "dockerd did not start: $(tail -2 "$SCRATCH/dockerd.log")" "${DOCKER[@]}" version
+}
