@@ -17,6 +17,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "containerd/grpc_server.h"
@@ -211,8 +212,23 @@ class Daemon {
     return mounts_->Restore(mounted);
   }
 
+  // The key that containerd made of its client's: NAMESPACE/NUMBER/KEY.
+  absl::StatusOr<std::string> FullKey(const std::string& key) {
+    std::vector<std::string> found;
+    const std::string end = absl::StrCat("/", key);
+    RETURN_IF_ERROR(snapshotter_->List({"kind==active"}, [&](const snapshotter::Info& info) {
+      if (info.name == key || absl::EndsWith(info.name, end)) found.push_back(info.name);
+      return absl::OkStatus();
+    }));
+    if (found.size() == 1) return found.front();
+    if (found.empty() || std::find(found.begin(), found.end(), key) != found.end()) return key;
+    return absl::InvalidArgumentError(absl::StrCat("snapshot ", base::Printable(key), ": name one of ",
+                                                   base::Printable(absl::StrJoin(found, ", "))));
+  }
+
   // What containerd's snapshot has changed.
-  absl::StatusOr<std::string> UpperDirectory(const std::string& key) {
+  absl::StatusOr<std::string> UpperDirectory(const std::string& asked) {
+    ASSIGN_OR_RETURN(const std::string key, FullKey(asked));
     ASSIGN_OR_RETURN(std::vector<snapshotter::MountSpec> mounts, snapshotter_->Mounts(key));
     for (const snapshotter::MountSpec& mount : mounts) {
       for (const std::string& option : mount.options) {
@@ -230,7 +246,6 @@ class Daemon {
     exporter::PlacerOptions placer;
     placer.client = client_.get();
     placer.journal = root() + "/uploads";
-    placer.log = log_;
     ASSIGN_OR_RETURN(placer_, exporter::Placer::Create(std::move(placer)));
     ExporterParts parts;
     parts.exporter.client = client_.get();

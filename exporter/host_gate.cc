@@ -1,6 +1,7 @@
 #include "exporter/host_gate.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/status.h"
@@ -49,35 +50,70 @@ bool HostGate::MayGo(const Transfer& transfer, uint64_t bytes, bool* small) {
   const Host& host = transfer.host_;
   *small = false;
   bool image_ready = false;
-  bool first = true;  // of its priority
   for (const Transfer* other : host.transfers) {
     other->gate_.mutex_.AssertHeld();
-    if (other == &transfer) continue;
-    if (other->priority_ == Priority::kImage && other->ready_) image_ready = true;
-    if (other->ticket_ != 0 && other->priority_ == transfer.priority_ && other->ticket_ < transfer.ticket_) {
-      first = false;
-    }
+    if (other != &transfer && other->priority_ == Priority::kImage && other->ready_) image_ready = true;
   }
   if (bytes <= options_.small_bytes && !host.small_in_use &&
       (transfer.priority_ == Priority::kImage || !image_ready)) {
     *small = true;
     return true;
   }
-  if (!first) return false;
+  if (!IsItsTurn(transfer)) return false;
   if (transfer.priority_ == Priority::kCache && image_ready) {
     return !host.floor_in_use && ImpatientLocked(transfer);
   }
-  return host.in_use < options_.slots;
+  const bool one_slot = transfer.priority_ == Priority::kCache && ImageElsewhere(host);
+  return host.in_use < (one_slot ? 1 : options_.slots);
+}
+
+bool HostGate::ImageElsewhere(const Host& host) {
+  for (const auto& [name, other] : hosts_) {
+    if (other.get() == &host) continue;
+    for (const Transfer* transfer : other->transfers) {
+      transfer->gate_.mutex_.AssertHeld();
+      if (transfer->priority_ == Priority::kImage && transfer->ready_) return true;
+    }
+  }
+  return false;
+}
+
+bool HostGate::IsItsTurn(const Transfer& transfer) {
+  transfer.gate_.mutex_.AssertHeld();
+  uint64_t largest = transfer.left_;
+  bool all_known = transfer.left_ > 0;
+  std::vector<const Transfer*> equals;  // in priority, and with bytes to send; itself among them
+  for (const Transfer* other : transfer.host_.transfers) {
+    other->gate_.mutex_.AssertHeld();
+    if (!other->ready_ || other->small_ || other->priority_ != transfer.priority_) continue;
+    equals.push_back(other);
+    largest = std::max(largest, other->left_);
+    all_known = all_known && other->left_ > 0;
+  }
+  if (all_known && transfer.left_ == largest) return true;
+  double others = 0;
+  int sending = 0;
+  for (const Transfer* other : equals) {
+    other->gate_.mutex_.AssertHeld();
+    if (all_known && other->left_ == largest) continue;
+    others += static_cast<double>(other->left_);
+    if (other->holds_) ++sending;
+    if (other->ticket_ != 0 && other->ticket_ < transfer.ticket_) return false;
+  }
+  return !all_known || sending * static_cast<double>(largest) < others;
 }
 
 HostGate::Transfer::~Transfer() {
   const absl::MutexLock lock(&gate_.mutex_);
-  ReleaseLocked(false);
   host_.transfers.erase(this);
-  host_.changed.SignalAll();
+  ReleaseLocked(false);
 }
 
-absl::Status HostGate::Transfer::Acquire(uint64_t bytes, base::CancelToken* cancel) {
+void HostGate::Transfer::SignalLocked() {
+  for (const auto& [name, host] : gate_.hosts_) host->changed.SignalAll();
+}
+
+absl::Status HostGate::Transfer::Acquire(uint64_t bytes, base::CancelToken* cancel, uint64_t left) {
   base::CancelToken none;
   const base::CancelToken::Registration wake = (cancel == nullptr ? &none : cancel)->OnCancel([this] {
     const absl::MutexLock lock(&gate_.mutex_);
@@ -85,6 +121,7 @@ absl::Status HostGate::Transfer::Acquire(uint64_t bytes, base::CancelToken* canc
   });
   const absl::MutexLock lock(&gate_.mutex_);
   ready_ = true;
+  left_ = left;
   ticket_ = gate_.next_ticket_++;
   since_ = base::SystemClock().Monotonic();
   bool small = false;
@@ -127,7 +164,7 @@ void HostGate::Transfer::ReleaseLocked(bool more) {
     holds_ = false;
     small_ = false;
   }
-  host_.changed.SignalAll();
+  SignalLocked();
 }
 
 void HostGate::Transfer::Release(bool more) {
@@ -146,7 +183,7 @@ void HostGate::Transfer::Resume() {
 void HostGate::Transfer::SetPriority(Priority priority) {
   const absl::MutexLock lock(&gate_.mutex_);
   priority_ = priority;
-  host_.changed.SignalAll();
+  SignalLocked();
 }
 
 Priority HostGate::Transfer::priority() const {

@@ -2,8 +2,10 @@
 
 // Who may send to a host now. Each host has a number of slots, each good for one chunk (or one body that
 // cannot be cut), and a lane of its own for small bodies. Image chunks go first, strictly: a cache chunk
-// starts only while no image transfer of that host has bytes to send; what has started is finished. A slot is
-// held while bytes flow, never while a source is waited for. Thread-safe.
+// starts only while no image transfer of that host has bytes to send; what has started is finished. While one
+// of another host has, cache chunks get one slot: the link may be the same, or another. Of equal
+// ones, the largest is never kept waiting by others: these take no more slots than they need to end with it,
+// in turn. A slot is held while bytes flow, never while a source is waited for. Thread-safe.
 
 #include <cstdint>
 #include <map>
@@ -48,8 +50,9 @@ class HostGate {
     Transfer(const Transfer&) = delete;
     Transfer& operator=(const Transfer&) = delete;
 
-    // Waits for a slot for a body of `bytes`. Cancelled. Not again before Release.
-    absl::Status Acquire(uint64_t bytes, base::CancelToken* cancel);
+    // Waits for a slot for a body of `bytes`. Cancelled. Not again before Release. `left`: what is still to
+    // be sent, with these; 0: not known.
+    absl::Status Acquire(uint64_t bytes, base::CancelToken* cancel, uint64_t left = 0);
     // The chunk is sent. `more`: the next one is at hand, so lower priorities do not start now.
     void Release(bool more);
     // The next bytes have to be waited for: others may go on. As Release(false) where a slot is held.
@@ -64,6 +67,7 @@ class HostGate {
     Transfer(HostGate* gate, Host* host, Priority priority)
         : gate_(*gate), host_(*host), priority_(priority) {}
     void ReleaseLocked(bool more) ABSL_EXCLUSIVE_LOCKS_REQUIRED(gate_.mutex_);
+    void SignalLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(gate_.mutex_);
 
     HostGate& gate_;
     Host& host_;
@@ -72,6 +76,7 @@ class HostGate {
     bool holds_ ABSL_GUARDED_BY(gate_.mutex_) = false;
     bool small_ ABSL_GUARDED_BY(gate_.mutex_) = false;   // holds the small lane, not a slot
     uint64_t ticket_ ABSL_GUARDED_BY(gate_.mutex_) = 0;  // 0: does not wait
+    uint64_t left_ ABSL_GUARDED_BY(gate_.mutex_) = 0;
     absl::Duration since_ ABSL_GUARDED_BY(gate_.mutex_);
   };
   std::unique_ptr<Transfer> Begin(const std::string& host, Priority priority) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -80,6 +85,9 @@ class HostGate {
 
  private:
   bool MayGo(const Transfer& transfer, uint64_t bytes, bool* small) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool IsItsTurn(const Transfer& transfer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether another host's image bytes are ready.
+  bool ImageElsewhere(const Host& host) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool ImpatientLocked(const Transfer& transfer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const HostGateOptions options_;

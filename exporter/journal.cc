@@ -1,5 +1,7 @@
 #include "exporter/journal.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -72,10 +74,35 @@ absl::StatusOr<JournalEntry> DecodeEntry(absl::string_view text) {
   return entry;
 }
 
+absl::StatusOr<base::UniqueFd> Lock(const std::string& directory, absl::Duration patience) {
+  ASSIGN_OR_RETURN(base::UniqueFd lock, base::OpenFile(directory, O_RDONLY | O_DIRECTORY));
+  const absl::Time give_up = absl::Now() + patience;
+  while (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return base::ErrnoStatus(errno, absl::StrCat("lock ", directory));
+    if (absl::Now() >= give_up) {
+      return absl::FailedPreconditionError(absl::StrCat(directory, ": another process uploads with it"));
+    }
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  return lock;
+}
+
+// Whole or not at all, but not synced: an upload does not wait for the disk after each chunk.
+absl::Status Replace(const std::string& path, absl::string_view text) {
+  const std::string unfinished = absl::StrCat(path, ".new");
+  {
+    ASSIGN_OR_RETURN(base::UniqueFd file, base::OpenFile(unfinished, O_WRONLY | O_CREAT | O_TRUNC, 0600));
+    RETURN_IF_ERROR(
+        base::WriteFull(file.get(), {reinterpret_cast<const uint8_t*>(text.data()), text.size()}));
+  }
+  if (::rename(unfinished.c_str(), path.c_str()) != 0) return base::ErrnoStatus(errno, path);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(const std::string& directory, absl::Duration max_age,
-                                                       const base::Clock* clock) {
+                                                       const base::Clock* clock, absl::Duration patience) {
   RETURN_IF_ERROR(base::MakeDirectories(directory));
   struct stat info{};
   if (::stat(directory.c_str(), &info) != 0) return base::ErrnoStatus(errno, directory);
@@ -83,7 +110,8 @@ absl::StatusOr<std::unique_ptr<Journal>> Journal::Open(const std::string& direct
     return absl::FailedPreconditionError(absl::StrCat(
         directory, ": upload sessions are as good as credentials; make it a directory of mode 0700"));
   }
-  std::unique_ptr<Journal> journal(new Journal(directory, clock));
+  ASSIGN_OR_RETURN(base::UniqueFd lock, Lock(directory, patience));
+  std::unique_ptr<Journal> journal(new Journal(directory, std::move(lock), clock));
   const int64_t oldest = absl::ToUnixSeconds(clock->WallTime() - max_age);
   for (const JournalEntry& entry : journal->All()) {
     if (entry.saved < oldest) journal->Remove(entry.repository, entry.digest);
@@ -100,7 +128,7 @@ absl::Status Journal::Save(JournalEntry entry) {
   RETURN_IF_ERROR(base::FaultPoint("exporter.journal"));
   entry.saved = absl::ToUnixSeconds(clock_.WallTime());
   const absl::MutexLock lock(&mutex_);
-  return base::WriteFileAtomically(PathOf(entry.repository, entry.digest), EncodeEntry(entry), 0600);
+  return Replace(PathOf(entry.repository, entry.digest), EncodeEntry(entry));
 }
 
 std::optional<JournalEntry> Journal::Find(const oci::Reference& repository, const base::Digest& digest) {

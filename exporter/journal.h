@@ -16,6 +16,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/clock.h"
 #include "base/digest.h"
+#include "base/file.h"
 #include "oci/reference.h"
 #include "registry/pusher.h"
 
@@ -32,13 +33,15 @@ struct JournalEntry {
 
 class Journal {
  public:
-  // Makes the directory. A directory that others can enter is FailedPrecondition. Entries older than
-  // `max_age` are removed: registries have forgotten their sessions.
+  // Makes the directory, and locks it: a process that ends is waited for, for `patience`. A directory that
+  // others can enter, or that another journal has, is FailedPrecondition. Entries older than `max_age` are
+  // removed: registries have forgotten their sessions.
   static absl::StatusOr<std::unique_ptr<Journal>> Open(const std::string& directory,
                                                        absl::Duration max_age = absl::Hours(168),
-                                                       const base::Clock* clock = &base::SystemClock());
+                                                       const base::Clock* clock = &base::SystemClock(),
+                                                       absl::Duration patience = absl::Seconds(5));
 
-  // Durable on return.
+  // Survives the process; after a loss of power there is none, or an older one.
   absl::Status Save(JournalEntry entry) ABSL_LOCKS_EXCLUDED(mutex_);
   // nullopt when there is none; a file that cannot be read as an entry is removed, and none.
   std::optional<JournalEntry> Find(const oci::Reference& repository, const base::Digest& digest)
@@ -47,11 +50,12 @@ class Journal {
   std::vector<JournalEntry> All() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  Journal(std::string directory, const base::Clock* clock)
-      : directory_(std::move(directory)), clock_(*clock) {}
+  Journal(std::string directory, base::UniqueFd lock, const base::Clock* clock)
+      : directory_(std::move(directory)), lock_(std::move(lock)), clock_(*clock) {}
   std::string PathOf(const oci::Reference& repository, const base::Digest& digest) const;
 
   const std::string directory_;
+  const base::UniqueFd lock_;
   const base::Clock& clock_;
   absl::Mutex mutex_;  // held while files are written
 };

@@ -88,7 +88,7 @@ absl::StatusOr<PlacementState> PlacerImpl::Run(const PlaceRequest& request, bool
   absl::StatusOr<PlacementState> result = Await(request, job);
   job->RemoveWatcher(&request);
   if (request.progress != nullptr) {
-    request.progress({result.ok() ? *result : PlacementState::kFailed, job->sent()});
+    request.progress(job->Progress(result.ok() ? *result : PlacementState::kFailed));
   }
   return result;
 }

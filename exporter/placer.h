@@ -34,6 +34,7 @@ inline bool IsFinal(PlacementState state) { return state >= PlacementState::kExi
 struct PlacementProgress {
   PlacementState state = PlacementState::kQueued;
   uint64_t sent = 0;  // body bytes of this blob to this repository, repeats included
+  uint64_t read = 0;  // of its sources for that; what placements share is counted by the one that began it
 };
 // Any thread; quick; not into the placer. The last call, with a final state, comes before Place returns.
 using OnPlacement = std::function<void(const PlacementProgress&)>;
@@ -53,14 +54,13 @@ struct PlacerOptions {
   int uploads_per_host = 4;            // and one more for bodies up to 64 KiB
   uint64_t chunk_bytes = 8 << 20;      // unit of priority, retry and memory
   uint64_t monolithic_bytes = 64 << 20;  // blobs up to this go in one PUT
-  uint64_t max_memory_bytes = 128 << 20;
-  std::function<void(absl::string_view)> log;  // empty: stderr
+  uint64_t max_memory_bytes = 96 << 20;
 };
 
 // Thread-safe.
 class Placer {
  public:
-  // FailedPrecondition: the journal's directory is open to others.
+  // FailedPrecondition: the journal's directory is open to others, or another process has it.
   static absl::StatusOr<std::unique_ptr<Placer>> Create(PlacerOptions options);
   virtual ~Placer() = default;  // cancels what runs; nobody may wait in Place any more
 

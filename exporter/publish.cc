@@ -4,6 +4,7 @@
 #include <map>
 #include <optional>
 #include <set>
+#include <thread>
 #include <tuple>
 #include <utility>
 #include <variant>
@@ -45,10 +46,18 @@ class Publication {
     GroupDestinations();
     auto registration = options_.cancel->OnCancel([stop = stop_] { stop->Cancel(); });
     if (!early.documents.empty()) RETURN_IF_ERROR(CheckDigests(early));
-    RETURN_IF_ERROR(PlaceBlobs(early));
-    ASSIGN_OR_RETURN(content_, whole());
-    RETURN_IF_ERROR(CheckDigests(*content_));
-    if (content_ != &early) RETURN_IF_ERROR(PlaceBlobs(*content_));
+    // The rest is known once the early blobs are made: it need not wait until they are placed, too.
+    const std::vector<Placement> first = Unplaced(early);
+    absl::Status rest;
+    std::thread beside([&] {
+      rest = PlaceRest(early, whole);
+      if (!rest.ok()) stop_->Cancel();
+    });
+    const absl::Status placed = PlaceBlobs(first);
+    beside.join();
+    if (!absl::IsCancelled(placed)) RETURN_IF_ERROR(placed);
+    RETURN_IF_ERROR(rest);  // before what it has cancelled
+    RETURN_IF_ERROR(placed);
     RETURN_IF_ERROR(PutDocuments());
     std::vector<v1::Ready> ready;
     const absl::MutexLock lock(&mutex_);
@@ -125,18 +134,21 @@ class Publication {
       if (sent.has_value()) told_.set_bytes(*sent);
       told_.set_state(state);
       if (final && options_.uploaded != nullptr) *options_.uploaded += told_.bytes();
+      if (final && options_.read != nullptr) *options_.read += read_;
       if (options_.progress) options_.progress(told_);
     }
     // Bytes that belong to the final state, which is told when the call returns.
-    void Sent(uint64_t sent) ABSL_LOCKS_EXCLUDED(mutex_) {
+    void Moved(const PlacementProgress& progress) ABSL_LOCKS_EXCLUDED(mutex_) {
       absl::MutexLock lock(&mutex_);
-      told_.set_bytes(sent);
+      told_.set_bytes(progress.sent);
+      read_ = progress.read;
     }
 
    private:
     const PublishOptions& options_;
     absl::Mutex mutex_;
     v1::Progress told_ ABSL_GUARDED_BY(mutex_);
+    uint64_t read_ ABSL_GUARDED_BY(mutex_) = 0;
     bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   };
 
@@ -151,18 +163,29 @@ class Publication {
     PlaceRequest request = Request(blob, repository);
     request.progress = [teller](const PlacementProgress& progress) {
       if (!IsFinal(progress.state)) teller->Tell(Name(progress.state), progress.sent, false);
-      if (IsFinal(progress.state)) teller->Sent(progress.sent);
+      if (IsFinal(progress.state)) teller->Moved(progress);
     };
     auto placed = again ? options_.placer->PlaceAgain(request) : options_.placer->Place(request);
     teller->Tell(Name(placed.ok() ? *placed : PlacementState::kFailed), std::nullopt, true);
     return placed.status();
   }
 
-  absl::Status PlaceBlobs(const Content& content) {
-    struct Placement {
-      const ContentBlob* blob;
-      const Repository* repository;
-    };
+  struct Placement {
+    const ContentBlob* blob;
+    const Repository* repository;
+  };
+
+  absl::Status PlaceRest(const Content& early, WholeContentSource whole) {
+    for (const ContentBlob& blob : early.blobs) {
+      RETURN_IF_ERROR(blob.blob->WaitDescriptor(stop_.get()).status());
+    }
+    ASSIGN_OR_RETURN(content_, whole());
+    RETURN_IF_ERROR(CheckDigests(*content_));
+    return PlaceBlobs(Unplaced(*content_));
+  }
+
+  // What no placement was begun for yet.
+  std::vector<Placement> Unplaced(const Content& content) {
     std::vector<Placement> placements;
     for (const ContentBlob& blob : content.blobs) {
       if (StaysOutside(blob.descriptor) || !placed_.insert(blob.blob.get()).second) continue;
@@ -174,6 +197,10 @@ class Publication {
       return std::make_tuple(b.blob->descriptor.size, a.blob, a.repository) <
              std::make_tuple(a.blob->descriptor.size, b.blob, b.repository);
     });
+    return placements;
+  }
+
+  absl::Status PlaceBlobs(const std::vector<Placement>& placements) {
     absl::Mutex mutex;
     std::vector<contentstore::MissingProvider> missing;
     std::set<base::Digest> named;

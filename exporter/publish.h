@@ -37,13 +37,14 @@ struct PublishOptions {
   std::shared_ptr<const registry::CredentialsProvider> credentials;
   std::function<void(const v1::Progress&)> progress;  // any thread
   std::atomic<uint64_t>* uploaded = nullptr;          // gets the body bytes of blobs sent; may be null
+  std::atomic<uint64_t>* read = nullptr;              // gets the bytes that were read for that; may be null
   // Set: the content is an index, which is put as IndexWriter::PutPlatforms does it; and whether it joins
   // what is there.
   IndexWriter* indexes = nullptr;
   bool append = false;
 };
 
-// Gives the documents and all blobs, once they are known; asked when the early blobs are placed.
+// Gives the documents and all blobs, once they are known; asked when the early blobs are made.
 using WholeContentSource = absl::FunctionRef<absl::StatusOr<const Content*>()>;
 
 // `early`: blobs that can be placed before `whole` is known, also such as are being made.

@@ -62,7 +62,8 @@ std::string ReportToml(const v1::Report& report, bool complete) {
   std::string text = absl::StrCat("id = ", Quoted(report.id()), "\ncomplete = ", complete ? "true" : "false",
                                   "\nimage_error = ", Quoted(report.image_error()),
                                   "\ncache_error = ", Quoted(report.cache_error()),
-                                  "\nuploaded_bytes = ", report.uploaded_bytes(), "\nwarnings = [");
+                                  "\nuploaded_bytes = ", report.uploaded_bytes(),
+                                  "\nsource_bytes = ", report.source_bytes(), "\nwarnings = [");
   for (int i = 0; i < report.warnings_size(); ++i) {
     absl::StrAppend(&text, i == 0 ? "" : ", ", Quoted(report.warnings(i)));
   }
@@ -80,6 +81,7 @@ std::string ReportJson(const v1::Report& report, bool complete) {
               {"image_error", report.image_error()},
               {"cache_error", report.cache_error()},
               {"uploaded_bytes", report.uploaded_bytes()},
+              {"source_bytes", report.source_bytes()},
               {"warnings", std::move(warnings)}};
   return out.dump(2, ' ', false, json::error_handler_t::replace) + "\n";
 }

@@ -45,10 +45,11 @@ void Uploader::NoteRate(const std::string& host, uint64_t bytes, absl::Duration 
   known = known == 0 ? rate : 0.7 * known + 0.3 * rate;
 }
 
-uint64_t Uploader::ChunkFor(const std::string& host) {
+uint64_t Uploader::ChunkFor(const std::string& host, Priority priority) {
+  const uint64_t smallest = std::min(kMinChunk, options_.chunk_bytes);
+  if (priority == Priority::kCache && gate_.HasImageTransfers(host)) return smallest;
   const absl::MutexLock lock(&mutex_);
   const double rate = hosts_[host].bytes_per_second;
-  const uint64_t smallest = std::min(kMinChunk, options_.chunk_bytes);
   if (rate == 0 || rate * kChunkSeconds >= static_cast<double>(UINT64_MAX / 2)) return UINT64_MAX;
   return std::max(smallest, static_cast<uint64_t>(rate * kChunkSeconds));
 }

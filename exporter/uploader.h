@@ -4,9 +4,11 @@
 // registry is, committed only when size and digest are right. Which way, and what each failure leads to:
 // docs/EXPORTER.md. Thread-safe; Upload blocks.
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -40,6 +42,7 @@ struct UploadTask {
   registry::CallContext call;        // to the destination
   contentstore::FetchContext fetch;  // from the source
   HostGate::Transfer* transfer = nullptr;
+  std::shared_ptr<std::atomic<uint64_t>> read;     // counts what its reads give; may be null
   std::optional<registry::UploadSession> session;  // an open one, with nothing in it
   std::function<void(uint64_t)> on_sent;           // body bytes handed to the connection
   // A blob that was being made is known now: whether it is in the repository without its bytes being sent.
@@ -68,8 +71,8 @@ class Uploader {
   friend class UploadRun;
   void NoteNoChunks(const std::string& host) ABSL_LOCKS_EXCLUDED(mutex_);
   void NoteRate(const std::string& host, uint64_t bytes, absl::Duration took) ABSL_LOCKS_EXCLUDED(mutex_);
-  // What the host takes in about two seconds, at most a piece.
-  uint64_t ChunkFor(const std::string& host) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What the host takes in about two seconds, at most a piece; the least while an image waits for that.
+  uint64_t ChunkFor(const std::string& host, Priority priority) ABSL_LOCKS_EXCLUDED(mutex_);
 
   struct HostFacts {
     absl::Duration no_chunks_until = -absl::InfiniteDuration();

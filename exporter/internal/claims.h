@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
@@ -16,14 +17,18 @@ namespace lazyblob::exporter::internal {
 
 class Claims {
  public:
+  using Key = std::pair<std::string, std::string>;  // host, blob
+
   // One placement as claims see it.
   struct Party {
     // Guarded by the mutex of Claims, which this struct cannot name.
-    Priority priority = Priority::kCache;
+    Priority own = Priority::kCache;
+    Priority priority = Priority::kCache;  // the more urgent of its own and that of those who wait for it
     HostGate::Transfer* transfer = nullptr;
     Party* waits_for = nullptr;
+    Key wanted;  // of waits_for
+    std::vector<Party*> waiting;
   };
-  using Key = std::pair<std::string, std::string>;  // host, blob
 
   enum class Answer : uint8_t { kMine, kReleased, kTaken, kCancelled };
   // kMine: until Release. kReleased: somebody else had it, and has not any more. kTaken: only without `wait`.
@@ -31,13 +36,13 @@ class Claims {
       ABSL_LOCKS_EXCLUDED(mutex_);
   void Release(const Key& key, Party* party) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // More urgent, never less.
-  void Raise(Party* party, Priority priority) ABSL_LOCKS_EXCLUDED(mutex_);
+  void SetPriority(Party* party, Priority own) ABSL_LOCKS_EXCLUDED(mutex_);
   void SetTransfer(Party* party, HostGate::Transfer* transfer) ABSL_LOCKS_EXCLUDED(mutex_);
   Priority PriorityOf(const Party& party) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
-  void RaiseLocked(Party* party, Priority priority) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // After a change of its own priority or of who waits for it.
+  static void Update(Party* party);
 
   absl::Mutex mutex_;  // under it HostGate's may be taken
   std::map<Key, Party*> owners_ ABSL_GUARDED_BY(mutex_);

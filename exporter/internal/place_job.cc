@@ -73,23 +73,31 @@ PlaceJob::PlaceJob(const PlacerParts* parts, const PlaceRequest& request, bool a
 
 void PlaceJob::AddWatcher(const PlaceRequest* request) {
   waiting_credentials_->Add(request, request->credentials);
-  parts_.claims->Raise(&party_, request->priority);
   const absl::MutexLock lock(&watch_mutex_);
   watchers_.push_back(request);
-  if (request->progress != nullptr) request->progress({state_, sent()});
+  SetPriority();
+  if (request->progress != nullptr) request->progress(Progress(state_));
 }
 
 void PlaceJob::RemoveWatcher(const PlaceRequest* request) {
   waiting_credentials_->Remove(request);
   const absl::MutexLock lock(&watch_mutex_);
   std::erase(watchers_, request);
+  SetPriority();
+}
+
+void PlaceJob::SetPriority() {
+  if (watchers_.empty()) return;
+  Priority priority = Priority::kCache;
+  for (const PlaceRequest* watcher : watchers_) priority = std::min(priority, watcher->priority);
+  parts_.claims->SetPriority(&party_, priority);
 }
 
 void PlaceJob::Report(PlacementState state) {
   const absl::MutexLock lock(&watch_mutex_);
   state_ = state;
   for (const PlaceRequest* watcher : watchers_) {
-    if (watcher->progress != nullptr) watcher->progress({state, sent()});
+    if (watcher->progress != nullptr) watcher->progress(Progress(state));
   }
 }
 
@@ -113,6 +121,11 @@ absl::StatusOr<PlacementState> PlaceJob::Run() {
 }
 
 absl::StatusOr<PlacementState> PlaceJob::Place() {
+  // From the first request on: cache uploads make room for an image that is about to send.
+  const std::unique_ptr<HostGate::Transfer> transfer =
+      parts_.gate->Begin(repository_.host, parts_.claims->PriorityOf(party_));
+  parts_.claims->SetTransfer(&party_, transfer.get());
+  const absl::Cleanup forget = [&] { parts_.claims->SetTransfer(&party_, nullptr); };
   std::optional<registry::UploadSession> session;
   RETURN_IF_ERROR(AwaitOrClaimMade());
   if (const std::optional<oci::Descriptor> descriptor = blob_->descriptor(); descriptor.has_value()) {
@@ -123,7 +136,7 @@ absl::StatusOr<PlacementState> PlaceJob::Place() {
       return **placed;
     }
   }
-  return Upload(std::move(session));
+  return Upload(std::move(session), transfer.get());
 }
 
 // Of several placements of a blob that is being made, one on each host follows it. Who finds it made waits
@@ -228,12 +241,9 @@ void PlaceJob::Keep(std::optional<registry::UploadSession> opened,
   }
 }
 
-absl::StatusOr<PlacementState> PlaceJob::Upload(std::optional<registry::UploadSession> session) {
+absl::StatusOr<PlacementState> PlaceJob::Upload(std::optional<registry::UploadSession> session,
+                                                HostGate::Transfer* transfer) {
   Report(PlacementState::kStreaming);
-  const std::unique_ptr<HostGate::Transfer> transfer =
-      parts_.gate->Begin(repository_.host, parts_.claims->PriorityOf(party_));
-  parts_.claims->SetTransfer(&party_, transfer.get());
-  const absl::Cleanup forget = [&] { parts_.claims->SetTransfer(&party_, nullptr); };
   PlacementState otherwise = PlacementState::kExists;
   UploadTask task;
   task.repository = repository_;
@@ -241,7 +251,8 @@ absl::StatusOr<PlacementState> PlaceJob::Upload(std::optional<registry::UploadSe
   task.call = Context();
   task.fetch.cancel = cancel_;
   task.fetch.credentials = task.call.credentials;
-  task.transfer = transfer.get();
+  task.transfer = transfer;
+  task.read = read_;
   task.session = std::move(session);
   task.on_sent = [this](uint64_t bytes) {
     sent_.fetch_add(bytes, std::memory_order_relaxed);

@@ -67,7 +67,7 @@ class PlaceJob {
   // Who wants to hear of it.
   void AddWatcher(const PlaceRequest* request) ABSL_LOCKS_EXCLUDED(watch_mutex_);
   void RemoveWatcher(const PlaceRequest* request) ABSL_LOCKS_EXCLUDED(watch_mutex_);
-  uint64_t sent() const { return sent_.load(std::memory_order_relaxed); }
+  PlacementProgress Progress(PlacementState state) const { return {state, sent_, *read_}; }
 
   // Guarded by the mutex of the placer, which this class cannot name.
   std::string key;
@@ -88,11 +88,14 @@ class PlaceJob {
   absl::StatusOr<bool> TryAnonymous(const oci::Descriptor& blob,
                                     std::optional<registry::UploadSession>* session);
   absl::StatusOr<PlacementState> Place();
-  absl::StatusOr<PlacementState> Upload(std::optional<registry::UploadSession> session);
+  absl::StatusOr<PlacementState> Upload(std::optional<registry::UploadSession> session,
+                                        HostGate::Transfer* transfer);
   absl::Status AwaitOrClaimMade();
   // The session a mount left behind is used, or cancelled if there is one already.
   void Keep(std::optional<registry::UploadSession> opened, std::optional<registry::UploadSession>* session);
   void Report(PlacementState state) ABSL_LOCKS_EXCLUDED(watch_mutex_);
+  // What those who wait make it worth; with nobody left it stays what it was.
+  void SetPriority() ABSL_EXCLUSIVE_LOCKS_REQUIRED(watch_mutex_);
   void ReleaseClaims();
   registry::CallContext Context() const;
 
@@ -106,8 +109,10 @@ class PlaceJob {
   Claims::Party party_;
   std::vector<Claims::Key> claimed_;
   std::atomic<uint64_t> sent_ = 0;
+  // Shared with reads that others may go on with.
+  const std::shared_ptr<std::atomic<uint64_t>> read_ = std::make_shared<std::atomic<uint64_t>>(0);
 
-  absl::Mutex watch_mutex_;  // held while watchers are called
+  absl::Mutex watch_mutex_;  // held while watchers are called; under it that of Claims may be taken
   PlacementState state_ ABSL_GUARDED_BY(watch_mutex_) = PlacementState::kQueued;
   std::vector<const PlaceRequest*> watchers_ ABSL_GUARDED_BY(watch_mutex_);
 };

@@ -179,6 +179,7 @@ class SharedRead {
     absl::Status status = request_.blob->Read(
         offset,
         [&](absl::Span<const uint8_t> bytes) -> absl::Status {
+          if (request_.read != nullptr) *request_.read += bytes.size();
           while (!bytes.empty()) {
             if (piece == nullptr) {
               ASSIGN_OR_RETURN(piece, NewPiece(offset));

@@ -5,6 +5,7 @@
 // pieces, and who falls behind that goes on with a read of its own. Thread-safe; a cursor belongs to one
 // thread.
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -33,7 +34,8 @@ struct ReadRequest {
   uint64_t offset = 0;
   uint64_t piece_bytes = 8 << 20;
   Priority priority = Priority::kImage;
-  contentstore::FetchContext context;  // its cancel token is not used: cursors are cancelled by Next
+  contentstore::FetchContext context;           // its cancel token is not used: cursors are cancelled by Next
+  std::shared_ptr<std::atomic<uint64_t>> read;  // counts what a read that it begins gets; may be null
 };
 
 class ReadFan {

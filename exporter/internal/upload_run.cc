@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -145,18 +146,23 @@ absl::StatusOr<UploadRun::Next> UploadRun::SendChunk(const Piece& piece) {
     }
     return Next::kAgain;
   }
-  uint64_t slice = std::min(left, std::max(uploader_.ChunkFor(host()), session_->min_chunk));
+  uint64_t slice =
+      std::min(left, std::max(uploader_.ChunkFor(host(), task_.transfer->priority()), session_->min_chunk));
   if (left - slice == 1 || left - slice < session_->min_chunk) slice = left;
-  HashTo(piece, offset + slice);
-  if (known_.has_value() && offset + slice == known_->size) RETURN_IF_ERROR(CheckEnd());
-  RETURN_IF_ERROR(task_.transfer->Acquire(slice, cancel()));
+  const bool last = known_.has_value() && offset + slice == known_->size;
+  if (last) {
+    HashTo(piece, offset + slice);
+    RETURN_IF_ERROR(CheckEnd());
+  }
+  RETURN_IF_ERROR(task_.transfer->Acquire(slice, cancel(), known_.has_value() ? known_->size - offset : 0));
   const absl::Duration start = uploader_.options_.clock->Monotonic();
   fresh_ = false;
   if (task_.on_sent != nullptr) task_.on_sent(slice);
+  std::thread hashing([&] { HashTo(piece, offset + slice); });  // while the bytes are on their way
   const absl::Status status = uploader_.destination_.Patch(
       task_.repository, &*session_, absl::MakeConstSpan(piece.bytes).subspan(offset - piece.offset, slice),
       task_.call);
-  const bool last = known_.has_value() && offset + slice == known_->size;
+  hashing.join();
   task_.transfer->Release(status.ok() && !last && (slice < left || (cursor_ != nullptr && cursor_->Ready())));
   RETURN_IF_ERROR(status);
   uploader_.NoteRate(host(), slice, uploader_.options_.clock->Monotonic() - start);
@@ -184,7 +190,7 @@ absl::StatusOr<UploadRun::Next> UploadRun::Whole() {
     HashTo(*first, first->end());
   }
   if (hash_.size() == known_->size) RETURN_IF_ERROR(CheckEnd());
-  RETURN_IF_ERROR(task_.transfer->Acquire(known_->size, cancel()));
+  RETURN_IF_ERROR(task_.transfer->Acquire(known_->size, cancel(), known_->size));
   fresh_ = false;
   committing_ = true;
   uint64_t position = 0;
@@ -313,6 +319,7 @@ void UploadRun::OpenCursor(uint64_t offset) {
   request.context = task_.fetch;
   request.context.cause = contentstore::FetchCause::kStream;
   request.context.first_source = source_;
+  request.read = task_.read;
   cursor_ = uploader_.reads_.Open(request);
   cursor_at_ = offset;
   piece_.reset();

@@ -6,6 +6,8 @@
 #include <thread>
 #include <vector>
 
+#include "exporter/internal/claims.h"
+
 namespace lazyblob::exporter {
 namespace {
 
@@ -114,6 +116,76 @@ TEST(HostGate, AnOpenBodyResumesAtOnceAndASlotEndsWithItsTransfer) {
   other.reset();
   auto next = gate.Begin("h", Priority::kImage);
   EXPECT_TRUE(next->Acquire(kChunk, nullptr).ok());
+}
+
+TEST(HostGate, SmallerOnesTakeNoMoreSlotsThanTheyNeedToEndWithTheLargest) {
+  HostGate gate;
+  auto largest = gate.Begin("h", Priority::kImage);
+  auto one = gate.Begin("h", Priority::kImage);
+  auto two = gate.Begin("h", Priority::kImage);
+  ASSERT_TRUE(largest->Acquire(kChunk, nullptr, 10 * kChunk).ok());
+  ASSERT_TRUE(one->Acquire(kChunk, nullptr, 4 * kChunk).ok());
+  auto waiting = std::async(std::launch::async, [&] { return two->Acquire(kChunk, nullptr, 3 * kChunk); });
+  EXPECT_FALSE(IsReady(waiting));
+  largest->Release(true);
+  EXPECT_TRUE(largest->Acquire(kChunk, nullptr, 9 * kChunk).ok());
+  EXPECT_FALSE(IsReady(waiting));
+  one->Release(true);
+  EXPECT_TRUE(waiting.get().ok());
+  // With more to send than the largest has, they take a second one.
+  largest->Release(true);
+  ASSERT_TRUE(largest->Acquire(kChunk, nullptr, 5 * kChunk).ok());
+  EXPECT_TRUE(one->Acquire(kChunk, nullptr, 3 * kChunk).ok());
+}
+
+TEST(HostGate, WhileAnImageGoesElsewhereACacheHasOneSlot) {
+  HostGate gate;
+  auto image = gate.Begin("a", Priority::kImage);
+  auto one = gate.Begin("b", Priority::kCache);
+  auto two = gate.Begin("b", Priority::kCache);
+  ASSERT_TRUE(image->Acquire(kChunk, nullptr).ok());
+  ASSERT_TRUE(one->Acquire(kChunk, nullptr).ok());
+  auto waiting = AcquireLater(two.get(), kChunk);
+  EXPECT_FALSE(IsReady(waiting));
+  image->Release(false);
+  EXPECT_TRUE(waiting.get().ok());
+}
+
+TEST(HostGate, OfWhatNobodyKnowsTheSizeEveryoneGoesInTurn) {
+  HostGate gate({.slots = 2});
+  auto known = gate.Begin("h", Priority::kImage);
+  auto unknown = gate.Begin("h", Priority::kImage);
+  auto later = gate.Begin("h", Priority::kImage);
+  ASSERT_TRUE(known->Acquire(kChunk, nullptr, 10 * kChunk).ok());
+  ASSERT_TRUE(unknown->Acquire(kChunk, nullptr).ok());
+  auto waiting = std::async(std::launch::async, [&] { return later->Acquire(kChunk, nullptr, kChunk); });
+  known->Release(false);
+  EXPECT_TRUE(waiting.get().ok());
+}
+
+TEST(Claims, WhoSendsIsWorthWhatThoseWhoWaitAreWorth) {
+  HostGate gate;
+  internal::Claims claims;
+  internal::Claims::Party owner;
+  internal::Claims::Party image;
+  claims.SetPriority(&image, Priority::kImage);
+  const auto transfer = gate.Begin("h", Priority::kCache);
+  claims.SetTransfer(&owner, transfer.get());
+  const internal::Claims::Key key("h", "blob");
+  base::CancelToken never;
+  ASSERT_EQ(claims.Acquire(key, &owner, true, &never), internal::Claims::Answer::kMine);
+  base::CancelToken leaves;
+  auto waiting = std::async(std::launch::async, [&] { return claims.Acquire(key, &image, true, &leaves); });
+  while (transfer->priority() == Priority::kCache) std::this_thread::yield();
+  leaves.Cancel();
+  EXPECT_EQ(waiting.get(), internal::Claims::Answer::kCancelled);
+  EXPECT_EQ(transfer->priority(), Priority::kCache);
+  waiting = std::async(std::launch::async, [&] { return claims.Acquire(key, &image, true, &never); });
+  while (transfer->priority() == Priority::kCache) std::this_thread::yield();
+  claims.Release(key, &owner);
+  EXPECT_EQ(waiting.get(), internal::Claims::Answer::kReleased);
+  EXPECT_EQ(transfer->priority(), Priority::kCache);
+  claims.SetTransfer(&owner, nullptr);
 }
 
 TEST(MemoryBudget, CacheUploadsGetAtMostHalf) {

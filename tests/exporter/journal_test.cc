@@ -115,7 +115,16 @@ TEST_F(JournalTest, RemovedIsGone) {
   auto journal = Open();
   ASSERT_TRUE(journal->Save(entry).ok());
   journal->Remove(entry.repository, entry.digest);
+  journal.reset();
   EXPECT_FALSE(Open()->Find(entry.repository, entry.digest).has_value());
+}
+
+TEST_F(JournalTest, OneProcessHasIt) {
+  auto journal = Open();
+  const auto refused = Journal::Open(path(), absl::Hours(168), &clock_, absl::ZeroDuration());
+  EXPECT_TRUE(absl::IsFailedPrecondition(refused.status())) << refused.status();
+  journal.reset();
+  EXPECT_TRUE(Journal::Open(path(), absl::Hours(168), &clock_, absl::ZeroDuration()).ok());
 }
 
 TEST(ResumableHash, GoesOnFromAnyOffset) {

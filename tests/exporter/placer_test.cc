@@ -292,6 +292,7 @@ TEST_F(PlacerTest, B12_EveryPlacementEndsInExactlyOneFinalState) {
   for (size_t i = 0; i + 1 < seen.size(); ++i) EXPECT_FALSE(IsFinal(seen[i].state));
   EXPECT_EQ(seen.back().state, PlacementState::kUploaded);
   EXPECT_EQ(seen.back().sent, 50'000U);
+  EXPECT_EQ(seen.back().read, 50'000U);
 
   registries.hosts["denying"].denied = {"x"};
   std::vector<PlacementProgress> failed;
