@@ -105,7 +105,8 @@ void LearnedBlobsImpl::Recheck(const base::Digest& digest) {
   for (const std::string& repository : repositories) {
     const auto source = options_.sources("registry:" + repository);
     const auto sink = [](absl::Span<const uint8_t>) { return absl::OkStatus(); };
-    if (!source.ok() || IsMissing((*source)->Read(blob, {0, 1}, sink, {}))) failed.insert(repository);
+    // Who is not let in today, because credentials have changed, may be tomorrow.
+    if (!source.ok() || absl::IsNotFound((*source)->Read(blob, {0, 1}, sink, {}))) failed.insert(repository);
   }
   if (failed.empty()) return;
   {
@@ -113,20 +114,33 @@ void LearnedBlobsImpl::Recheck(const base::Digest& digest) {
     auto found = blobs_.find(digest);
     if (found == blobs_.end()) return;
     found->second.record.failed.merge(failed);
-    if (Repositories(found->second).empty()) {
-      found->second.record.held = false;
-      options_.log(absl::StrCat("layer ", digest.ToString(),
-                                ": no registry that it is from has it, so it is ",
-                                "forgotten; pull its image again"));
-      if (!stopped_ && holders_ != nullptr) {
-        holders_->Run([this, digest] { Drop(digest, kFirstTry); });
-      }
-    }
+    if (Repositories(found->second).empty()) DropLater(digest, &found->second);
   }
   SaveBlob(digest);
 }
 
+void LearnedBlobsImpl::DropUnsourced(const base::Digest& manifest) {
+  absl::MutexLock lock(&mutex_);
+  const LearnedImage* const image = images_.Find(manifest);
+  if (image == nullptr) return;
+  for (const oci::Descriptor& layer : image->layers) {
+    auto found = blobs_.find(layer.digest);
+    if (found == blobs_.end() || found->second.whole || !Repositories(found->second).empty()) continue;
+    DropLater(layer.digest, &found->second);
+  }
+}
+
+void LearnedBlobsImpl::DropLater(const base::Digest& digest, Blob* blob) {
+  blob->record.held = false;
+  if (stopped_ || holders_ == nullptr) return;
+  options_.log(absl::StrCat("layer ", digest.ToString(),
+                            ": no registry that it is said to be from gives it, so ",
+                            "it is not lazy; where it is missed, pull its image again"));
+  holders_->Run([this, digest] { Drop(digest, kFirstTry); });
+}
+
 void LearnedBlobsImpl::Drop(const base::Digest& digest, absl::Duration wait) {
+  if (content_->HeldFile(digest).ok()) return;  // a client has written it meanwhile
   absl::Status status;
   const absl::StatusOr<std::vector<std::string>> namespaces = options_.namespaces->List();
   status.Update(namespaces.status());

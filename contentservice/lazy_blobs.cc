@@ -226,7 +226,7 @@ absl::StatusOr<size_t> LearnedBlobsImpl::Read(const base::Digest& digest, uint64
   contentstore::FetchContext context;
   context.cancel = cancel;
   absl::StatusOr<size_t> read = options_.store->ReadBlob(*layer, offset, out, context);
-  if (IsMissing(read.status())) Recheck(digest);
+  if (absl::IsNotFound(read.status())) Recheck(digest);
   return read;
 }
 

@@ -18,6 +18,11 @@ constexpr absl::Duration kFirstQuestion = absl::Milliseconds(2);
 constexpr absl::Duration kLastQuestion = absl::Seconds(1);
 constexpr size_t kMaxRepositories = 8;  // of one image
 
+// Whether the registry has been asked and does not have it, or does not give it to this daemon.
+bool IsRefused(const absl::Status& status) {
+  return absl::IsNotFound(status) || absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status);
+}
+
 void AddRepository(absl::string_view host, const std::string& name, std::vector<std::string>* repositories) {
   const std::string text = absl::StrCat(host, "/", name);
   const absl::StatusOr<oci::Reference> parsed = oci::ParseReference(text);
@@ -104,6 +109,10 @@ void LearnedBlobsImpl::LearnManifest(const base::Digest& digest, absl::string_vi
   const auto parsed = oci::ParseManifestOrIndex(raw, digest, "");
   if (!parsed.ok() || !std::holds_alternative<oci::Manifest>(*parsed)) return;
   const auto& manifest = std::get<oci::Manifest>(*parsed);
+  std::set<base::Digest> whole;
+  for (const oci::Descriptor& layer : manifest.layers) {
+    if (content_->HeldFile(layer.digest).ok()) whole.insert(layer.digest);
+  }
   bool ask = false;
   const bool save = known.manifest.empty();  // else it is recorded
   {
@@ -115,7 +124,9 @@ void LearnedBlobsImpl::LearnManifest(const base::Digest& digest, absl::string_vi
     const absl::Time now = options_.clock->WallTime();
     for (const oci::Descriptor& layer : image->layers) {
       if (!LearnedImages::IsCandidate(layer) || blobs_.contains(layer.digest)) continue;
-      LazyRecord& record = blobs_[layer.digest].record;
+      Blob& blob = blobs_[layer.digest];
+      blob.whole = whole.contains(layer.digest);
+      LazyRecord& record = blob.record;
       record.blob.media_type = layer.media_type;
       record.blob.digest = layer.digest;
       record.blob.size = layer.size;
@@ -203,9 +214,7 @@ void LearnedBlobsImpl::FoundSources(const base::Digest& manifest,
     for (const std::string& host : hosts) AddRepository(host, source.repository, &likely);
     if (hosts.empty() || hosts.front() != plain) AddRepository(plain, source.repository, &doubtful);
   }
-  const bool certain = likely.size() == 1 && doubtful.empty();
-  SetRepositories(manifest, likely, certain || (likely.empty() && doubtful.empty()));
-  if (certain) return;
+  SetRepositories(manifest, likely, likely.empty() && doubtful.empty());
   absl::MutexLock lock(&mutex_);
   if (stopped_) return;
   holders_->Run([this, manifest, likely = std::move(likely), doubtful = std::move(doubtful)] {
@@ -220,7 +229,7 @@ void LearnedBlobsImpl::CheckRepositories(const base::Digest& manifest, const std
   const auto has_it = [&](const std::string& repository, bool keep) {
     const absl::Status status = options_.check(absl::StrCat(repository, "@", manifest.ToString()));
     if (status.ok()) good.push_back(repository);
-    if (!status.ok() && !IsMissing(status) && keep) unanswered.push_back(repository);
+    if (!status.ok() && !IsRefused(status) && keep) unanswered.push_back(repository);
     return status.ok();
   };
   for (size_t i = 0; i < likely.size(); ++i) {
@@ -231,6 +240,7 @@ void LearnedBlobsImpl::CheckRepositories(const base::Digest& manifest, const std
   for (size_t i = 0; good.empty() && i < doubtful.size(); ++i) has_it(doubtful[i], false);
   good.insert(good.end(), unanswered.begin(), unanswered.end());
   SetRepositories(manifest, good, true);
+  if (good.empty()) DropUnsourced(manifest);
 }
 
 void LearnedBlobsImpl::SetRepositories(const base::Digest& manifest,

@@ -111,7 +111,10 @@ class LearnedBlobsImpl final : public LearnedBlobs {
       ABSL_LOCKS_EXCLUDED(mutex_);
   // Asks each repository whether it has the blob; one that nobody has is dropped by all namespaces.
   void Recheck(const base::Digest& digest) ABSL_LOCKS_EXCLUDED(mutex_);
-  void Drop(const base::Digest& digest, absl::Duration wait);
+  // Layers of an image that was believed to be somewhere, for a moment: a client may have shared them.
+  void DropUnsourced(const base::Digest& manifest) ABSL_LOCKS_EXCLUDED(mutex_);
+  void DropLater(const base::Digest& digest, Blob* blob) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Drop(const base::Digest& digest, absl::Duration wait) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const LearnedBlobsOptions options_;
   const std::unique_ptr<LazyRecords> records_;

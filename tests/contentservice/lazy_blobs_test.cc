@@ -274,7 +274,7 @@ class LazyBlobsTest : public ::testing::Test {
   absl::Duration find_patience_ = kPatience;
   absl::Duration learn_patience_ = kPatience;
   absl::Mutex mutex_;
-  std::vector<std::string> good_hosts_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> good_hosts_ ABSL_GUARDED_BY(mutex_) = {"registry.test"};
   std::vector<std::string> checked_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<contentstore::ContentStore> store_;
   std::unique_ptr<LearnedBlobs> blobs_;
@@ -450,6 +450,25 @@ TEST_F(LazyBlobsTest, NamespaceIsMadeToHoldABlobThatIsWhole) {
   EXPECT_FALSE(Listed("layer"));
 }
 
+TEST_F(LazyBlobsTest, WholeBlobIsLeftAloneAfterARestartThoughItsRegistryRefusesIt) {
+  Pull({"layer"});
+  Commit("layer");
+  namespaces_.Put("default", DigestOf("layer"), {});
+  Reopen();
+  EXPECT_FALSE(Known("layer"));
+  {
+    absl::MutexLock lock(&mutex_);
+    good_hosts_.clear();
+  }
+  Pull({"layer", "upper"});  // another image, of a registry that does not let the daemon in
+  EXPECT_TRUE(blobs_->WithChain(ChainOf({"layer", "upper"}), {}, nullptr).empty());
+  EXPECT_TRUE(namespaces_.Await([](FakeNamespaces& n) { return n.questions() > 0; }));
+  Close();
+  EXPECT_TRUE(namespaces_.Holds("default", DigestOf("layer")));
+  Open();
+  EXPECT_FALSE(Listed("layer"));
+}
+
 TEST_F(LazyBlobsTest, BlobThatAClientWroteIsNotLazy) {
   Pull({"layer"});
   ASSERT_TRUE(Known("layer"));
@@ -498,14 +517,32 @@ TEST_F(LazyBlobsTest, BlobThatNoRegistryHasIsDroppedEverywhereSoThatAnotherPullH
   EXPECT_FALSE(Known("layer")) << "after a restart too";
 }
 
-TEST_F(LazyBlobsTest, RegistryThatIsDownForgetsNothing) {
+TEST_F(LazyBlobsTest, RegistryThatIsDownOrLetsNobodyInForgetsNothing) {
   source_->PutBlob("layer");
   Pull({"layer"});
   ASSERT_TRUE(Known("layer"));
-  source_->SetDefault(support::GatedBlobSource::Fail(absl::UnavailableError("down")));
-  std::vector<uint8_t> piece(100);
-  EXPECT_FALSE(blobs_->Read(DigestOf("layer"), 0, absl::MakeSpan(piece), nullptr).ok());
-  EXPECT_TRUE(Known("layer"));
+  for (const absl::Status& status :
+       {absl::UnavailableError("down"), absl::UnauthenticatedError("password")}) {
+    source_->SetDefault(support::GatedBlobSource::Fail(status));
+    std::vector<uint8_t> piece(100);
+    EXPECT_FALSE(blobs_->Read(DigestOf("layer"), 0, absl::MakeSpan(piece), nullptr).ok());
+    EXPECT_TRUE(Known("layer"));
+  }
+}
+
+TEST_F(LazyBlobsTest, LayersOfARegistryThatRefusesTheManifestAreLeftToTheClient) {
+  find_patience_ = absl::ZeroDuration();
+  {
+    absl::MutexLock lock(&mutex_);
+    good_hosts_.clear();
+  }
+  Reopen();
+  namespaces_.Put("default", DigestOf("layer"), {});  // shared in the moment before that was known
+  Pull({"layer"});
+  EXPECT_TRUE(blobs_->WithChain(ChainOf({"layer"}), {}, nullptr).empty());
+  EXPECT_FALSE(Known("layer"));
+  EXPECT_TRUE(namespaces_.Await([](FakeNamespaces& n) { return !n.Holds("default", DigestOf("layer")); }));
+  EXPECT_FALSE(Listed("layer"));
 }
 
 // Labels leave the port out.
@@ -524,6 +561,10 @@ TEST_F(LazyBlobsTest, HostsOfTheNameAreUsedAtOnceAndTheOneThatHasTheManifestFirs
 
 TEST_F(LazyBlobsTest, HostThatNothingIsKnownOfIsUsedOnceItHasShownTheManifest) {
   hosts_ = {};
+  {
+    absl::MutexLock lock(&mutex_);
+    good_hosts_.clear();
+  }
   find_patience_ = absl::ZeroDuration();
   Reopen();
   Pull({"layer"});
@@ -538,26 +579,6 @@ TEST_F(LazyBlobsTest, HostThatNothingIsKnownOfIsUsedOnceItHasShownTheManifest) {
   Pull({"layer", "upper"});
   EXPECT_EQ(blobs_->WithChain(ChainOf({"layer", "upper"}), {}, nullptr).size(), 1u);
   EXPECT_TRUE(Known("layer"));
-}
-
-TEST(LearnedImagesTest, NamesOfContainerdTellTheNamespace) {
-  EXPECT_EQ(NamespaceOf("k8s.io/12/manifest-sha256:ab/c"), "k8s.io");
-  EXPECT_EQ(NamespaceOf("k8s.io/x/ref"), "");
-  EXPECT_EQ(NamespaceOf("ref"), "");
-  EXPECT_EQ(NamespaceOf(""), "");
-}
-
-TEST(LearnedImagesTest, LabelsTellHostsAndRepositories) {
-  const auto sources = LabelledSources({{"containerd.io/distribution.source.docker.io", "library/a,b"},
-                                        {"containerd.io/distribution.source.", "x"},
-                                        {"containerd.io/gc.ref.content.0", "y"}});
-  ASSERT_EQ(sources.size(), 2u);
-  EXPECT_EQ(sources[0].host_name, "docker.io");
-  EXPECT_EQ(sources[0].repository, "library/a");
-  EXPECT_EQ(sources[1].repository, "b");
-  EXPECT_EQ(SourceLabels({"docker.io/b", "[::1]:5000/c", "docker.io/library/a"}),
-            (Labels{{"containerd.io/distribution.source.docker.io", "b,library/a"},
-                    {"containerd.io/distribution.source.::1", "c"}}));
 }
 
 }  // namespace
