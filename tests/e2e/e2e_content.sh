@@ -123,8 +123,13 @@ inventory() {
 for line in sorted(sys.stdin.readlines()[1:]): words = line.split(); print(words[0], words[1], *sorted(words[-1].split(",")))'
 }
 
+layers_held() {
+  "$PYTHON" -c 'import sqlite3, sys; sys.exit(sqlite3.connect(sys.argv[1]).execute("SELECT count(*) FROM blobs WHERE held").fetchone()[0] < int(sys.argv[2]))' \
+    "$ROOT_DIR/content/lazy.db" "$(image_layers debian:estargz | wc -l)"
+}
+
 part_switch() {
-  local image store
+  local image store digest
   registry_start content-switch "$WORK/images/registry"
   image=$REG/debian:gzip
   configure switch
@@ -153,14 +158,24 @@ part_switch() {
   ctr_ images check "name==$image" | grep -q complete || fail "switched over, the image is not complete"
   log "switched over: $(wc -l < "$SCRATCH/before") blobs"
 
+  # Another image, whose layers are not here.
+  ctr_ content fetch --plain-http "$REG/debian:estargz" > "$SCRATCH/out" 2>&1 || fail "fetch: $(tail -1 "$SCRATCH/out")"
+  [ "$(content_has_layers debian:estargz)" = "$(image_layers debian:estargz | wc -l)" ] || fail "the lazy layers are not listed"
+  inventory > "$SCRATCH/over"
+  wait_until 30 "the store does not know that the layers are held" layers_held
   containerd_end
   serve_stop
+  fails "export of lazy blobs" "are lazy and not here" lb --root "$ROOT_DIR" content export "$store" --config "$LB_CONFIG"
+  [ ! -e "$store/blobs" ] || fail "an export that was refused wrote something"
   lb --root "$ROOT_DIR" content export "$store" --unlazy --config "$LB_CONFIG" > "$SCRATCH/out" 2>&1 || fail "export: $(tail -1 "$SCRATCH/out")"
+  grep -q ", $(image_layers debian:estargz | wc -l) of them fetched" "$SCRATCH/out" || fail "export said: $(tail -1 "$SCRATCH/out")"
   OURS='' containerd_launch
   inventory > "$SCRATCH/back"
-  diff "$SCRATCH/before" "$SCRATCH/back" > "$SCRATCH/diff" || { fail "switched back, other content"; cat "$SCRATCH/diff" >&2; }
+  diff "$SCRATCH/over" "$SCRATCH/back" > "$SCRATCH/diff" || { fail "switched back, other content"; cat "$SCRATCH/diff" >&2; }
   ctr_ images check "name==$image" | grep -q complete || fail "switched back, the image is not complete"
-  ctr_ content get "$(head -1 "$SCRATCH/before" | cut -d' ' -f1)" > /dev/null || fail "switched back, a blob cannot be read"
+  while read -r digest _; do
+    [ "sha256:$(ctr_ content get "$digest" | sha256sum | cut -d' ' -f1)" = "$digest" ] || fail "switched back: $digest has other bytes"
+  done < "$SCRATCH/back"
   log "switched back"
   containerd_stop
   registry_stop
