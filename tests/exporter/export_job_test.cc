@@ -337,6 +337,16 @@ TEST_F(ExportJobTest, WhoFailsDecidesByPolicy) {
   }
 }
 
+TEST_F(ExportJobTest, AnOptionWithoutEffectIsToldAsEventAndInTheReport) {
+  registry_.PutImage("src", "latest", support::MakeImage({MakeOne("a")}));
+  v1::ExportRequest request = Copy(Source(), {"dst.test/x:1"});
+  request.set_parallel(v1::ON);
+  ASSERT_TRUE(Run(request).ok());
+  ASSERT_THAT(Report().warnings(), SizeIs(1));
+  EXPECT_THAT(Report().warnings(0), HasSubstr("parallel has no effect"));
+  EXPECT_EQ(events_.front().warning(), Report().warnings(0)) << "before anything is done";
+}
+
 TEST_F(ExportJobTest, ALayerThatCannotBeMadeIsTold) {
   v1::ExportRequest request;
   request.add_images()->set_base("scratch");
