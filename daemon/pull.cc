@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "base/status.h"
+#include "contentservice/learned_images.h"
 #include "oci/manifest.h"
 #include "snapshotter/labels.h"
 
@@ -241,13 +242,7 @@ absl::StatusOr<Labels> ChildLabels(const ImageDocument& document) {
 
 std::vector<std::string> ChainIds(const std::vector<base::Digest>& diff_ids) {
   std::vector<std::string> chain_ids;
-  for (const base::Digest& diff_id : diff_ids) {
-    std::string text = diff_id.ToString();
-    if (!chain_ids.empty()) {
-      text = base::Digest::Of(absl::string_view(absl::StrCat(chain_ids.back(), " ", text))).ToString();
-    }
-    chain_ids.push_back(std::move(text));
-  }
+  for (const base::Digest& chain : contentservice::ChainIds(diff_ids)) chain_ids.push_back(chain.ToString());
   return chain_ids;
 }
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "contentservice/learned_images.h"
 #include "oci/reference.h"
 #include "snapshotter/labels.h"
 
@@ -43,7 +44,7 @@ absl::StatusOr<size_t> FindLayer(const ResolvedImage& image, const LayerClaim& c
                                     image.reference, ": layer ", claim.layer.ToString(), " ", why)));
   };
   const absl::StatusOr<base::Digest> chain = base::Digest::Parse(claim.chain);
-  const std::vector<base::Digest> chains = ChainIds(image.diff_ids);
+  const std::vector<base::Digest> chains = contentservice::ChainIds(image.diff_ids);
   bool there = false;
   bool same_content = false;
   for (size_t i = 0; i < image.layers.size(); ++i) {
@@ -93,16 +94,6 @@ absl::Time LastUse(const std::string& directory) {
 }
 
 }  // namespace
-
-std::vector<base::Digest> ChainIds(const std::vector<base::Digest>& diff_ids) {
-  std::vector<base::Digest> chains;
-  for (const base::Digest& diff_id : diff_ids) {
-    chains.push_back(chains.empty()
-                         ? diff_id
-                         : base::Digest::Of(absl::StrCat(chains.back().ToString(), " ", diff_id.ToString())));
-  }
-  return chains;
-}
 
 SnapshotLayers::SnapshotLayers(ImageLayers* layers, PreparedImages* images, Options options)
     : layers_(layers), images_(images), options_(options) {}

@@ -58,7 +58,4 @@ class SnapshotLayers final : public snapshotter::LazyLayers {
   const Options options_;
 };
 
-// The chain ids of an image: of layer i, the digest of everything up to it (OCI image-spec, config.md).
-std::vector<base::Digest> ChainIds(const std::vector<base::Digest>& diff_ids);
-
 }  // namespace lazyblob::daemon

@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "contentservice/learned_images.h"
 #include "layer/erofs.h"
 #include "tests/layer/toc_maker.h"
 #include "tests/support/fake_mounter.h"
@@ -20,6 +21,7 @@
 namespace lazyblob::daemon {
 namespace {
 
+using contentservice::ChainIds;
 using snapshotter::LayerClaim;
 using snapshotter::LayerMount;
 using snapshotter::LowerLayer;
