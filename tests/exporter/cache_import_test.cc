@@ -419,10 +419,12 @@ TEST_F(CacheImportTest, LayersOfAnInlineCacheArePlacedBeforeTheConfigIsKnown) {
     EXPECT_TRUE(registry_.AwaitRequests({.path_contains = "/cache/manifests/"}, 1));
     {
       absl::MutexLock lock(&placer_.mutex);
-      const auto& placed = placer_.blobs["dst.test/image"];
-      EXPECT_EQ(placed.count(base_.descriptor.digest), 1u);
-      EXPECT_EQ(placed.count(run_.descriptor.digest), 1u);
-      EXPECT_THAT(placed, SizeIs(2)) << "no config yet";
+      auto layers_placed = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(placer_.mutex) {
+        const auto& placed = placer_.blobs["dst.test/image"];
+        return placed.contains(base_.descriptor.digest) && placed.contains(run_.descriptor.digest);
+      };
+      EXPECT_TRUE(placer_.mutex.AwaitWithTimeout(absl::Condition(&layers_placed), support::kPatience));
+      EXPECT_THAT(placer_.blobs["dst.test/image"], SizeIs(2)) << "no config yet";
       EXPECT_THAT(placer_.documents, IsEmpty());
     }
     gate->Open();
