@@ -373,8 +373,9 @@ class StopSignals {
 }  // namespace
 
 absl::Status RunDaemon(const DaemonOptions& options) {
-  prctl(PR_SET_DUMPABLE, 0);  // credentials are in memory: no core files, no other process looks in
-  mallopt(M_ARENA_MAX, 2);    // many threads, few of them busy: arenas cost more than they save
+  prctl(PR_SET_DUMPABLE, 0);           // credentials are in memory: no core files, no other process looks in
+  mallopt(M_ARENA_MAX, 2);             // many threads, few of them busy: arenas cost more than they save
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);  // pieces of blobs go back to the kernel, whatever was freed before
   StopSignals signals;
   Daemon daemon(options);
   absl::Status status = daemon.Start();
