@@ -158,7 +158,8 @@ class Job {
       if (with_cache && !give_up) run_cache();
     }
     if (!with_image) return cache;
-    if (!image.ok() && !(absl::IsCancelled(image) && first_failed_ == 2)) return image;
+    const bool for_cache = absl::IsCancelled(image) && first_failed_ == 2 && !caller_.cancel->cancelled();
+    if (!image.ok() && !for_cache) return image;
     if (!cache.ok() && request_.on_failure() != v1::INDEPENDENT &&
         request_.on_failure() != v1::ON_FAILURE_UNSPECIFIED) {
       return base::Annotate(cache, "cache");
