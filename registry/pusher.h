@@ -61,6 +61,7 @@ class Pusher {
   // only some registries do). nullopt: mounted. Else the session that was opened instead, ready to be used. A
   // mount that is refused for any reason (a token that does not cover `from`, a registry that does not know
   // how) is no error: a session is started without it.
+  // Cancelled while the answer is on its way, both wait for it for up to 2 s and cancel the session it names.
   absl::StatusOr<std::optional<UploadSession>> Mount(const oci::Reference& repository,
                                                      const base::Digest& digest, const std::string& from,
                                                      const CallContext& context);

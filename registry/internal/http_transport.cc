@@ -301,6 +301,7 @@ absl::Duration Transfer::Patience() const {
 // libcurl's.
 absl::Status Transfer::Drive(Slot* slot, CURLcode* result) {
   last_activity_ = clock_.Monotonic();
+  absl::Duration give_up = absl::InfiniteDuration();  // after it was cancelled
   while (true) {
     int running = 0;
     if (CURLMcode code = curl_multi_perform(slot->multi, &running); code != CURLM_OK) {
@@ -313,14 +314,18 @@ absl::Status Transfer::Drive(Slot* slot, CURLcode* result) {
       return absl::OkStatus();
     }
     if (running == 0) return absl::UnavailableError("the transfer ended without a result");
-    if (request_.cancel != nullptr && request_.cancel->cancelled()) return absl::CancelledError("cancelled");
     absl::Duration now = clock_.Monotonic();
+    if (request_.cancel != nullptr && request_.cancel->cancelled()) {
+      give_up = std::min(give_up, now + request_.cancel_patience);
+    }
+    if (now >= give_up) return absl::CancelledError("cancelled");
     if (now >= request_.deadline) return absl::DeadlineExceededError("deadline reached");
     absl::Duration stalled_at = last_activity_ + Patience();
     if (now >= stalled_at) {
       return absl::UnavailableError(absl::StrCat("no byte for ", absl::FormatDuration(Patience())));
     }
-    absl::Duration wait = std::min({request_.deadline - now, stalled_at - now, absl::Seconds(1)});
+    absl::Duration wait =
+        std::min({request_.deadline - now, stalled_at - now, give_up - now, absl::Seconds(1)});
     int milliseconds = static_cast<int>(absl::ToInt64Milliseconds(absl::Ceil(wait, absl::Milliseconds(1))));
     if (CURLMcode code = curl_multi_poll(slot->multi, nullptr, 0, milliseconds, nullptr); code != CURLM_OK) {
       return absl::UnavailableError(curl_multi_strerror(code));

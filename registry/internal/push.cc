@@ -12,6 +12,7 @@
 #include "oci/manifest.h"
 #include "registry/internal/headers.h"
 #include "registry/internal/refusal.h"
+#include "registry/internal/wait.h"
 
 namespace lazyblob::registry::internal {
 namespace {
@@ -22,6 +23,8 @@ constexpr uint64_t kSmallBody = 1 << 20;
 constexpr uint64_t kMaxAnswerBody = 64 << 10;
 constexpr int kMountAttempts = 2;
 constexpr absl::Duration kCancelPatience = absl::Seconds(10);
+// Of the answer to a request that opens a session, when the call is cancelled meanwhile.
+constexpr absl::Duration kOpenPatience = absl::Seconds(2);
 // A registry may hash the whole blob again, or copy it to its place, before it answers.
 constexpr absl::Duration kCommitPatience = absl::Minutes(5);
 constexpr char kOctets[] = "application/octet-stream";
@@ -196,9 +199,10 @@ Attempt Push::Open(const Endpoint& endpoint, const oci::Reference& repository, c
   request.repository = repository.repository;
   request.rest = absl::StrCat("/blobs/uploads/", query);
   request.also_pull = from == repository.repository ? "" : from;
+  request.cancel_patience = kOpenPatience;
   absl::StatusOr<Url> asked = endpoint.ApiUrl(request.repository, request.rest);
   if (!asked.ok()) return Broken(asked.status(), 0);
-  return Retry(policy, context, [&]() -> Attempt {
+  Attempt done = Retry(policy, context, [&]() -> Attempt {
     Head head;
     Attempt attempt = core_.requester().Send(request, &head, context);
     if (!attempt.ok()) return attempt;
@@ -219,6 +223,10 @@ Attempt Push::Open(const Endpoint& endpoint, const oci::Reference& repository, c
     *session = std::move(opened);
     return attempt;
   });
+  if (!done.ok() || !session->has_value() || !Cancelled(context)) return done;
+  Cancel(repository, **session, context);  // nobody else will
+  session->reset();
+  return Broken(absl::CancelledError("cancelled"), 0);
 }
 
 absl::StatusOr<UploadSession> Push::Start(const oci::Reference& repository, const CallContext& context) {

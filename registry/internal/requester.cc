@@ -225,6 +225,7 @@ Attempt Requester::Follow(Exchange* exchange) {
     http.upload = exchange->request.upload;
     http.expect_continue = exchange->request.expect_continue;
     http.answer_patience = exchange->request.answer_patience;
+    http.cancel_patience = exchange->request.cancel_patience;
     http.tls = TlsAt(exchange->request.endpoint.tls, exchange->api, exchange->url);
     http.deadline = exchange->context.deadline;
     http.cancel = exchange->context.cancel;

@@ -36,6 +36,7 @@ struct ApiRequest {
   RequestBody* upload = nullptr;  // sent again only if it can be rewound
   bool expect_continue = false;   // see HttpRequest
   absl::Duration answer_patience;
+  absl::Duration cancel_patience;
 };
 
 // How one attempt went.

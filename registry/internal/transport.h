@@ -43,8 +43,9 @@ struct HttpRequest {
   absl::Duration answer_patience;  // silence allowed once the body is sent, if longer than the usual
   absl::Duration deadline = absl::InfiniteDuration();  // monotonic
   std::shared_ptr<base::CancelToken> cancel;           // may be null
-  bool allow_local_address = true;                     // connect to loopback and link-local addresses too
-  TlsPtr tls;                                          // null: the system's authorities
+  absl::Duration cancel_patience;   // an answer may come so much later: it tells what must be undone
+  bool allow_local_address = true;  // connect to loopback and link-local addresses too
+  TlsPtr tls;                       // null: the system's authorities
 };
 
 // The settings made for `owner` as they apply at `url`: as they are on the same host, its authorities alone

@@ -425,6 +425,34 @@ TEST_F(PusherPersonalitiesTest, CancellingEndsASendAtOnceAndTheSession) {
   EXPECT_EQ(registry_.upload_sessions(), 0u);
 }
 
+TEST_F(PusherPersonalitiesTest, CancellingWhileASessionIsOpenedEndsThatSession) {
+  const base::Digest digest = base::Digest::Of("bytes");
+  for (const bool mount : {false, true}) {
+    for (const bool answers : {true, false}) {
+      auto gate = std::make_shared<support::Gate>();
+      registry_.ClearFaults();
+      registry_.AddFault({.method = "POST"}, {.gate = gate, .drop = !answers});
+      CallContext context;
+      context.cancel = std::make_shared<base::CancelToken>();
+      absl::Status status;
+      std::thread opener([&] {
+        status = mount ? pusher().Mount(repository_, digest, "base", context).status()
+                       : pusher().Start(repository_, context).status();
+      });
+      ASSERT_TRUE(gate->AwaitWaiting(1));
+      const absl::Duration start = base::SystemClock().Monotonic();
+      context.cancel->Cancel();
+      if (answers) gate->Open();
+      opener.join();
+      EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
+      EXPECT_LT(base::SystemClock().Monotonic() - start, absl::Seconds(4));
+      gate->Open();
+      EXPECT_EQ(registry_.upload_sessions(), 0u);
+    }
+  }
+  EXPECT_EQ(registry_.Count({.method = "DELETE"}), 2u);
+}
+
 TEST_F(PusherPersonalitiesTest, AMinimumOfChunksIsPassedOn) {
   uploads_.min_chunk = 2 * kChunk;
   Apply();
