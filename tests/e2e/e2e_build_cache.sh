@@ -7,14 +7,7 @@
 enter_namespace "$0" "$@"
 for part in registry lazyblob containerd snapshotter trixie; do . "$E2E_DIR/lib/$part.sh"; done
 need_tools docker-registry skopeo jq nsenter unshare
-"$E2E_DIR/make_images.sh" debian
-make_scratch
-chmod 0711 "$SCRATCH"
-private_programs
-forget_cgroups
-trixie_make
-trixie_enter
-CTR_PARENT=$SCRATCH CTR_RUN=("${TRIXIE_EXEC[@]}")
+trixie_machine
 
 registry_start cache-images "$WORK/images/registry"
 BASE=$REG/debian:estargz

@@ -8,18 +8,11 @@
 enter_namespace "$0" "$@"
 for part in registry lazyblob containerd snapshotter trixie; do . "$E2E_DIR/lib/$part.sh"; done
 need_tools docker-registry openssl skopeo nsenter unshare
-"$E2E_DIR/make_images.sh" debian
-make_scratch
-chmod 0711 "$SCRATCH"
-private_programs
-forget_cgroups
-trixie_make
-trixie_enter
-failures=0
-fail() { log "FAILED: $*"; failures=$((failures + 1)); }
+trixie_machine
+. "$E2E_DIR/lib/table.sh"
 START='import json, re, sys; print(json.dumps(list(range(3))))'
 TRIXIE_EXEC+=("SSL_CERT_FILE=$SCRATCH/ca.crt")
-CTR_PARENT=$SCRATCH CTR_RUN=("${TRIXIE_EXEC[@]}")
+CTR_RUN=("${TRIXIE_EXEC[@]}")
 
 # The transfer service of 1.7 speaks only TLS: the registry on STORE, and whoever asks it, with a certificate of this run.
 tls_registry() {
@@ -148,11 +141,9 @@ part_docker() {
   "${DOCKER[@]}" image prune -af > /dev/null || fail "image prune"
   wait_until 60 "dockerd: left behind: $(left_behind | head -c 400)" nothing_left
   end_process "$DOCKERD_PID"
-  CTR_RUN=("${TRIXIE_EXEC[@]}")
-  machine_end docker
+    machine_end docker
 }
 
 [ $# -gt 0 ] || set -- transfer docker
-for part in "$@"; do part_"$part"; done
-log "$failures failures"
-[ "$failures" = 0 ]
+run_parts "$@"
+end_with_failures

@@ -11,27 +11,9 @@ for part in registry lazyblob containerd snapshotter trixie; do . "$E2E_DIR/lib/
 need_tools docker-registry skopeo nsenter unshare jq
 UPDATE=
 [ "${1:-}" != --update ] || { UPDATE=1; shift; }
-"$E2E_DIR/make_images.sh" debian
-make_scratch
-chmod 0711 "$SCRATCH"   # mapped users look for their root below it
-private_programs
-forget_cgroups
-trixie_make
-trixie_enter
-failures=0
-fail() { log "FAILED: $*"; failures=$((failures + 1)); }
+trixie_machine
+. "$E2E_DIR/lib/table.sh"
 START='import json, re, sys; print(json.dumps(list(range(3))))'
-CTR_RUN=("${TRIXIE_EXEC[@]}")
-TABLE=$SCRATCH/table
-: > "$TABLE"
-row() {  # WHO WHAT FETCHED SIZE
-  printf '| %s | %s | %s | %s | %s %% |\n' "$1" "$2" "$(megabytes "$4")" "$(megabytes "$3")" "$(percent "$3" "$4")" >> "$TABLE"
-  log "$1, $2: $(megabytes "$3") of $(megabytes "$4") MB ($(percent "$3" "$4") %)"
-}
-lazy_row() {
-  row "$@"
-  [ "$3" -le $(($4 * 30 / 100)) ] || fail "$1, $2: $3 of $4 bytes fetched, more than 30 %"
-}
 
 # containerd_configure NAME [SED…]: deploy/containerd-2.toml with this run's paths, edited by the sed scripts.
 containerd_configure() {
@@ -228,9 +210,8 @@ part_same() { env -u E2E_ENTERED "$E2E_DIR/e2e_pull.sh" forky || fail "e2e_pull.
 
 whole=$#
 [ $# -gt 0 ] || set -- config pull cri doctor others same
-for part in "$@"; do started=$(now_ms); "part_$part"; log "$part: $(( ($(now_ms) - started) / 1000 )) s"; done
-log "$failures failures"
-[ "$failures" = 0 ] || exit 1
+run_parts "$@"
+end_with_failures
 cat "$TABLE"
 [ -n "$UPDATE" ] || exit 0
 [ "$whole" = 0 ] || die "--update wants all parts"
@@ -241,8 +222,7 @@ document() {
   printf '<!-- forky -->\ncontainerd %s, dockerd %s, ctr-remote %s, runc %s, Linux %s, %s.\n\n' "$(trixie_version containerd)" \
     "$(trixie_version docker.io)" "$(trixie_version stargz-snapshotter)" "$(trixie_version runc)" "$(uname -r | cut -d- -f1)" \
     "$(date -u +%F)"
-  printf '| who | what | image MB | fetched MB | share |\n|---|---|---|---|---|\n'
-  cat "$TABLE"
+  table_print
   sed -n '/^<!-- \/forky -->$/,$p' "$SOURCE_DIR/docs/E2E.md"
 }
 document > "$SCRATCH/E2E.md"

@@ -9,29 +9,9 @@ for part in registry lazyblob containerd snapshotter trixie; do . "$E2E_DIR/lib/
 need_tools docker-registry skopeo nsenter unshare
 UPDATE=
 [ "${1:-}" != --update ] || { UPDATE=1; shift; }
-"$E2E_DIR/make_images.sh" debian
-make_scratch
-chmod 0711 "$SCRATCH"   # mapped users look for their root below it
-private_programs
-forget_cgroups
-trixie_make
-trixie_enter
-failures=0
-fail() { log "FAILED: $*"; failures=$((failures + 1)); }
+trixie_machine
+. "$E2E_DIR/lib/table.sh"
 START='import json, re, sys; print(json.dumps(list(range(3))))'
-CTR_PARENT=$SCRATCH CTR_RUN=("${TRIXIE_EXEC[@]}")
-TABLE=$SCRATCH/table
-: > "$TABLE"
-# row WHO WHAT FETCHED SIZE: a line of the table
-row() {
-  printf '| %s | %s | %s | %s | %s %% |\n' "$1" "$2" "$(megabytes "$4")" "$(megabytes "$3")" "$(percent "$3" "$4")" >> "$TABLE"
-  log "$1, $2: $(megabytes "$3") of $(megabytes "$4") MB ($(percent "$3" "$4") %)"
-}
-# lazy_row …: a row that must not be over 30 %
-lazy_row() {
-  row "$@"
-  [ "$3" -le $(($4 * 30 / 100)) ] || fail "$1, $2: $3 of $4 bytes fetched, more than 30 %"
-}
 
 machine() {
   registry_start "$TRIXIE_SUITE-$1" "$WORK/images/registry"
@@ -169,9 +149,8 @@ part_docker() {
 
 whole=$#
 [ $# -gt 0 ] || set -- containerd idmap docker
-for part in "$@"; do started=$(now_ms); "part_$part"; log "$part: $(( ($(now_ms) - started) / 1000 )) s"; done
-log "$failures failures"
-[ "$failures" = 0 ] || exit 1
+run_parts "$@"
+end_with_failures
 cat "$TABLE"
 [ -n "$UPDATE" ] || exit 0
 [ "$whole" = 0 ] || die "--update wants all parts"
@@ -180,8 +159,7 @@ document() {
   printf '<!-- table -->\n'
   printf 'containerd %s, dockerd %s, ctr-remote %s, Linux %s. MB of compressed blobs, counted by docker-registry.\n\n' \
     "$(trixie_version containerd)" "$(trixie_version docker.io)" "$(trixie_version stargz-snapshotter)" "$(uname -r | cut -d- -f1)"
-  printf '| who | what | image MB | fetched MB | share |\n|---|---|---|---|---|\n'
-  sort -s -t'|' -k2,2 "$TABLE"
+  table_print
 }
 document > "$SCRATCH/E2E.md"
 cat "$SCRATCH/E2E.md" > "$SOURCE_DIR/docs/E2E.md"

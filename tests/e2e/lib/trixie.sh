@@ -7,6 +7,8 @@
 #   in_trixie CMD…          runs there with nothing of this machine's environment; "${TRIXIE_EXEC[@]}" CMD… & where the
 #                           process id matters
 #   trixie_version PACKAGE  upstream part of its version
+#   trixie_machine          all a script does before its parts: images, $SCRATCH, both of the above; then containerd_start
+#                           starts the containerd of the folder
 #   dockerd_start           dockerd there on containerd_start's containerd, with its image store on the snapshotter
 #                           "stargz"; sets DOCKERD_PID, and "${DOCKER[@]}" for its docker
 # LAZYBLOB_MIRROR names another Debian mirror. TRIXIE_SUITE=forky, set before, makes Debian testing in $WORK/forky/root
@@ -79,6 +81,17 @@ trixie_enter() {
   TRIXIE_EXEC=(nsenter --mount="/proc/$TRIXIE_PID/ns/mnt" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
     LC_ALL=C.UTF-8)
   wait_until 10 "the namespace of $TRIXIE" in_trixie test -e /run/ready
+}
+
+trixie_machine() {
+  "$E2E_DIR/make_images.sh" debian
+  make_scratch
+  chmod 0711 "$SCRATCH"   # mapped users look for their root below it
+  private_programs
+  forget_cgroups
+  trixie_make
+  trixie_enter
+  CTR_PARENT=$SCRATCH CTR_RUN=("${TRIXIE_EXEC[@]}")
 }
 
 in_trixie() { "${TRIXIE_EXEC[@]}" "$@"; }
