@@ -3,9 +3,11 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
 #include <random>
 #include <thread>
 
+#include "absl/synchronization/notification.h"
 #include "exporter/staged_blob.h"
 #include "tests/exporter/layer_reading.h"
 #include "tests/exporter/placer_fixture.h"
@@ -18,6 +20,31 @@ using support::RandomBytes;
 
 constexpr uint64_t kSeeds = 1000;
 constexpr absl::Duration kWakeLimit = absl::Milliseconds(50);
+
+// How late the machine itself wakes a thread that waits for nothing but a word.
+class PlainWaiter {
+ public:
+  PlainWaiter()
+      : thread_([this] {
+          word_.WaitForNotification();
+          woken_ = absl::Now();
+        }) {}
+  ~PlainWaiter() {
+    if (!word_.HasBeenNotified()) word_.Notify();
+    if (thread_.joinable()) thread_.join();
+  }
+  void Wake() { word_.Notify(); }
+  // Of a thread that has been told.
+  absl::Time Join() {
+    thread_.join();
+    return woken_;
+  }
+
+ private:
+  absl::Notification word_;
+  absl::Time woken_;
+  std::thread thread_;
+};
 
 class Scenario : public PlacerFixture {
  public:
@@ -113,6 +140,7 @@ class Scenario : public PlacerFixture {
       if (fail_maker_ && at > bytes.size() / 2) {
         failed_at_ = absl::Now();
         writer_->Fail(absl::ResourceExhaustedError("disk full"));
+        plain_.Wake();
         return;
       }
       ASSERT_TRUE(writer_->Append(AsBytes(absl::string_view(bytes).substr(at, 3'000))).ok());
@@ -121,13 +149,15 @@ class Scenario : public PlacerFixture {
     ASSERT_TRUE(writer_->Finish(base::Digest::Of(bytes), bytes.size()).ok());
   }
   void Check() {
+    const bool failed = failed_at_ != absl::Time();
+    const absl::Duration plain = failed ? plain_.Join() - failed_at_ : absl::ZeroDuration();
     for (const Placement& placement : placements_) {
       const base::Digest digest = base::Digest::Of(bytes_[placement.blob]);
       const absl::Status status = placement.result.status();
       if (placement.cancelled && absl::IsCancelled(status)) continue;
-      if (placement.blob + 1 == blobs_.size() && failed_at_ != absl::Time()) {
+      if (placement.blob + 1 == blobs_.size() && failed) {
         EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
-        slowest_ = std::max(slowest_, placement.end - failed_at_);
+        slowest_ = std::max(slowest_, placement.end - failed_at_ - plain);
         continue;
       }
       ASSERT_TRUE(status.ok()) << status;
@@ -144,7 +174,10 @@ class Scenario : public PlacerFixture {
   }
 
  public:
-  absl::Duration slowest() const { return slowest_; }
+  // Beyond what the machine itself is late; nullopt: nothing failed.
+  std::optional<absl::Duration> slowest() const {
+    return failed_at_ == absl::Time() ? std::nullopt : std::optional(slowest_);
+  }
 
  private:
   std::mt19937_64 random_;
@@ -155,7 +188,8 @@ class Scenario : public PlacerFixture {
   std::vector<std::thread> threads_;
   bool fail_maker_ = false;
   absl::Time failed_at_;
-  absl::Duration slowest_;
+  PlainWaiter plain_;
+  absl::Duration slowest_ = -absl::InfiniteDuration();
   absl::Mutex mutex_;
   uint64_t cuts_ ABSL_GUARDED_BY(mutex_) = 0;
   int broken_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -167,12 +201,12 @@ TEST(Interleaving, L7_L8_L9_B6_AThousandExportsWithFailures) {
   for (uint64_t seed = 1; seed <= kSeeds && !testing::Test::HasFailure(); ++seed) {
     Scenario scenario;
     scenario.Run(seed, directory.path());
-    if (scenario.slowest() > absl::ZeroDuration()) wakes.push_back(scenario.slowest());
+    if (scenario.slowest().has_value()) wakes.push_back(*scenario.slowest());
   }
-  ASSERT_FALSE(wakes.empty());
+  ASSERT_GT(wakes.size(), kSeeds / 10);
   std::sort(wakes.begin(), wakes.end());
-  // All but what a loaded machine makes of a few.
-  EXPECT_LT(wakes[wakes.size() * 95 / 100], kWakeLimit) << "slowest " << wakes.back();
+  // All but one in a hundred, which a loaded machine may keep from running.
+  EXPECT_LT(wakes[wakes.size() * 99 / 100], kWakeLimit) << "slowest " << wakes.back();
 }
 
 }  // namespace
