@@ -25,7 +25,8 @@ absl::StatusOr<v1::ExportRequest> PushOfArguments(const ArtifactArguments& argum
     ASSIGN_OR_RETURN(const exporter::ArtifactSource source, exporter::ParseArtifactSource(layer));
     v1::ArtifactLayer* added = artifact->add_layers();
     added->set_platform(source.platform ? source.platform->ToString() : "any");
-    added->set_source(absl::StrCat("dir:", source.path));
+    // A colon in it begins no TARGET.
+    added->set_source(absl::StrCat("dir:", source.path, absl::StrContains(source.path, ":") ? ":" : ""));
   }
   artifact->set_type(arguments.type);
   artifact->set_subject(arguments.subject);

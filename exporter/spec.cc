@@ -55,6 +55,14 @@ void AbsoluteAfter(const std::string& directory, std::initializer_list<absl::str
   }
 }
 
+// The source of a layer. What the directory's name adds is no target: "dir:x" in /a:b is all path.
+void AbsoluteSource(const std::string& directory, std::string* text) {
+  const bool all_path = absl::StartsWith(*text, kDirectory) && !IsAbsolute(text->substr(kDirectory.size())) &&
+                        !absl::StrContains(text->substr(kDirectory.size()), ':');
+  AbsoluteAfter(directory, {kDirectory, kTar}, text);
+  if (all_path && absl::StrContains(text->substr(kDirectory.size()), ':')) text->push_back(':');
+}
+
 absl::Status CheckAbsolute(const Destination& destination) {
   std::string path = "/";
   if (const auto* layout = std::get_if<oci::LayoutReference>(&destination)) path = layout->directory;
@@ -389,7 +397,7 @@ absl::Status MakePathsAbsolute(const std::string& directory, v1::ExportRequest* 
     AbsoluteAfter(directory, {kLayout}, image.mutable_base());
     if (!image.config_file().empty()) image.set_config_file(Absolute(directory, "", image.config_file()));
     for (auto& layer : *image.mutable_layers()) {
-      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_source());
+      AbsoluteSource(directory, layer.mutable_source());
     }
   }
   for (std::string& text : *request->mutable_destinations()) {
@@ -403,13 +411,13 @@ absl::Status MakePathsAbsolute(const std::string& directory, v1::ExportRequest* 
       AbsoluteAfter(directory, {kLayout}, &text);
     }
     for (auto& layer : *request->mutable_cache()->mutable_layers()) {
-      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_source());
-      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_parent());
+      AbsoluteSource(directory, layer.mutable_source());
+      AbsoluteSource(directory, layer.mutable_parent());
     }
   }
   if (request->has_artifact()) {
     for (auto& layer : *request->mutable_artifact()->mutable_layers()) {
-      AbsoluteAfter(directory, {kDirectory, kTar}, layer.mutable_source());
+      AbsoluteSource(directory, layer.mutable_source());
     }
     AbsoluteAfter(directory, {kLayout}, request->mutable_artifact()->mutable_subject());
   }

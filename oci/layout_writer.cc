@@ -31,6 +31,9 @@ using nlohmann::json;
 
 constexpr char kMarker[] = "{\"imageLayoutVersion\":\"1.0.0\"}";
 constexpr char kLockName[] = "index.json.lock";
+// Who merges an index holds the lock for an instant; a writer that was stopped holds it for ever.
+constexpr absl::Duration kLockPatience = absl::Seconds(30);
+constexpr absl::Duration kLockInterval = absl::Milliseconds(5);
 constexpr char kTemporaryPrefix[] = ".lazyblob-";
 constexpr char kTemporarySuffix[] = ".tmp";
 constexpr char kLockedTemporary[] = ".lazyblob-index.tmp";
@@ -311,14 +314,22 @@ absl::Status LayoutWriter::PutBlob(const Descriptor& descriptor, absl::string_vi
 // The file may be removed by whoever held the lock (BuildKit does so): a lock on a file without that name is
 // none.
 absl::StatusOr<base::UniqueFd> LayoutWriter::Lock() const {
+  const absl::Time give_up = absl::Now() + kLockPatience;
   for (;;) {
     ASSIGN_OR_RETURN(base::UniqueFd lock,
                      OpenAt(root_.get(), kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0644));
-    int result = 0;
-    do {
-      result = ::flock(lock.get(), LOCK_EX);
-    } while (result != 0 && errno == EINTR);
-    if (result != 0) return base::ErrnoStatus(errno, absl::StrCat("lock ", directory_, "/", kLockName));
+    while (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
+      if (errno == EINTR) continue;
+      if (errno != EWOULDBLOCK) {
+        return base::ErrnoStatus(errno, absl::StrCat("lock ", directory_, "/", kLockName));
+      }
+      if (absl::Now() >= give_up) {
+        return absl::UnavailableError(absl::StrCat("image layout ", directory_, ": another writer has held ",
+                                                   kLockName, " for ", absl::FormatDuration(kLockPatience),
+                                                   "; end it, or try again"));
+      }
+      absl::SleepFor(kLockInterval);
+    }
     struct stat held{};
     struct stat named{};
     if (::fstat(lock.get(), &held) != 0) return base::ErrnoStatus(errno, "fstat");

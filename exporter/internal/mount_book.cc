@@ -114,13 +114,19 @@ void MountBook::NoteMount(const base::Digest& digest, const std::string& from, c
     return;
   }
   host.failed[{digest, from, to.repository}] = now + kFailureTtl;
+  Trim(&host);
+}
+
+void MountBook::NoteNoneMounted(const base::Digest& digest, const oci::Reference& to) {
+  const absl::MutexLock lock(&mutex_);
+  Host& host = hosts_[to.host];
   const auto found = host.places.find(digest);
   // A host that has mounted before may refuse this repository only.
-  if (found != host.places.end() && !host.has_mounted) {
-    const auto place = found->second.find(from);
-    if (place != found->second.end() && place->second.certain) host.no_mounts_until = now + kFailureTtl;
-  }
-  Trim(&host);
+  if (host.has_mounted || found == host.places.end()) return;
+  const bool was_there = std::any_of(found->second.begin(), found->second.end(), [&](const auto& place) {
+    return place.second.certain && place.first != to.repository;
+  });
+  if (was_there) host.no_mounts_until = clock_.Monotonic() + kFailureTtl;
 }
 
 bool MountBook::Mounts(const std::string& host) {

@@ -38,6 +38,8 @@ class MountBook {
       ABSL_LOCKS_EXCLUDED(mutex_);
   void NoteMount(const base::Digest& digest, const std::string& from, const oci::Reference& to, bool mounted)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // Not one candidate for the blob could be mounted.
+  void NoteNoneMounted(const base::Digest& digest, const oci::Reference& to) ABSL_LOCKS_EXCLUDED(mutex_);
   // False: the host did not mount what was there for certain; siblings had better upload at once.
   bool Mounts(const std::string& host) ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -215,6 +215,7 @@ absl::StatusOr<bool> PlaceJob::TryMounts(const oci::Descriptor& blob,
     }
     if (opened.ok()) Keep(*std::move(opened), session);
   }
+  if (!candidates.empty()) parts_.book->NoteNoneMounted(blob.digest, repository_);
   return false;
 }
 

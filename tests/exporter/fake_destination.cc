@@ -52,7 +52,8 @@ class FakeDestination final : public internal::Destination {
     {
       const absl::MutexLock lock(&fake_.mutex_);
       for (const auto& [name, blobs] : fake_.blobs_) {
-        const bool named = !from.empty() && name == repository.host + "/" + from && host.mounts;
+        const bool named = !from.empty() && name == repository.host + "/" + from && host.mounts &&
+                           !host.unreadable.contains(from);
         const bool any = from.empty() && host.anonymous_mounts && name.starts_with(repository.host + "/");
         const auto found = blobs.find(digest);
         if ((!named && !any) || found == blobs.end()) continue;

@@ -23,8 +23,9 @@ namespace lazyblob::exporter {
 struct FakeHost {
   bool mounts = true;
   bool anonymous_mounts = false;
-  bool chunks = true;               // else PATCH is 404
-  bool drops_second_chunk = false;  // Range stays where it is
+  std::set<std::string> unreadable;  // repositories that nothing may be mounted from
+  bool chunks = true;                // else PATCH is 404
+  bool drops_second_chunk = false;   // Range stays where it is
   bool forgets_broken_sessions = false;
   uint64_t min_chunk = 0;
   std::set<std::string> denied;  // repositories nobody may push to

@@ -133,6 +133,17 @@ TEST_F(PlacerTest, WhereAHostCannotMountSiblingsUploadThemselves) {
   EXPECT_LE(registries.Count("mount"), mounts + 2);  // without a source repository
 }
 
+TEST_F(PlacerTest, OneRepositoryThatMayNotBeReadLeavesTheOtherCandidates) {
+  const auto blob = NewBlob(5'000);
+  EXPECT_PLACED(placer().Place(Request(blob, app)), PlacementState::kUploaded);  // there for certain
+  registries.hosts[app.host].unreadable = {app.repository};
+  const oci::Reference base = Repository(app.host, "elsewhere/base");
+  registries.Put(base, RandomBytes(5'000, 1));
+  blob->known_in = {base};
+  EXPECT_PLACED(placer().Place(Request(blob, cache)), PlacementState::kMounted);
+  EXPECT_EQ(registries.Uploads(app.host, blob->digest()), 1U);
+}
+
 TEST_F(PlacerTest, AnonymousMountsAreFoundOut) {
   registries.hosts[app.host].anonymous_mounts = true;
   registries.Put(Repository(app.host, "somebody/else"), RandomBytes(50'000, 1));

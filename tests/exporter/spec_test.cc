@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
+#include "exporter/tree.h"
+
 namespace lazyblob::exporter {
 namespace {
 
@@ -181,6 +184,19 @@ TEST(MakePathsAbsoluteTest, OnlyPathsChange) {
   EXPECT_THAT(request.cache().imports(), ElementsAre("oci:/w/a:t", "host/x"));
   EXPECT_EQ(request.cache().layers(1).parent(), "dir:/w/b");
   EXPECT_EQ(request.cache().layers(2).parent(), "-");
+}
+
+TEST(MakePathsAbsoluteTest, AColonOfTheWorkingDirectoryBeginsNoTarget) {
+  v1::ExportRequest request = Spec(R"({"images": [{"base": "scratch", "layers": [{"source": "dir:x"},
+      {"source": "dir:x:/opt"}, {"source": "tar:y"}]}]})");
+  ASSERT_TRUE(MakePathsAbsolute("/a:b", &request).ok());
+  const auto path = [&](int i) {
+    const auto source = ParseSource(request.images(0).layers(i).source());
+    return source.ok() ? absl::StrCat(source->path, " at ", source->target) : source.status().ToString();
+  };
+  EXPECT_EQ(path(0), "/a:b/x at ");
+  EXPECT_EQ(path(1), "/a:b/x at opt");
+  EXPECT_EQ(path(2), "/a:b/y at ");
 }
 
 }  // namespace
