@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "daemon/privileges.h"
 #include "fuse/keeper.h"
 
 int main(int argc, char** argv) {
@@ -11,6 +12,11 @@ int main(int argc, char** argv) {
   if (!options.ok()) {
     fprintf(stderr, "lazyblob-keeper: %s\n", std::string(options.status().message()).c_str());
     return 2;
+  }
+  const absl::Status dropped = lazyblob::daemon::DropPrivileges(lazyblob::daemon::Program::kKeeper);
+  if (!dropped.ok()) {  // containers need what it mounts more than this
+    fprintf(stderr, "lazyblob-keeper: it keeps privileges that it does not need: %s\n",
+            std::string(dropped.message()).c_str());
   }
   return lazyblob::fuse::RunKeeper(*options);
 }

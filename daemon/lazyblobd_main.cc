@@ -20,6 +20,7 @@
 #include "base/status.h"
 #include "daemon/config.h"
 #include "daemon/daemon.h"
+#include "daemon/privileges.h"
 #include "daemon/state_root.h"
 
 namespace {
@@ -110,6 +111,11 @@ absl::Status BecomeKeeper(const Arguments& arguments) {
 absl::Status Run(const Arguments& arguments) {
   if (arguments.keeper_fd < 0) return BecomeKeeper(arguments);
   prctl(PR_SET_DUMPABLE, 0);  // holds credentials: no core files
+  const absl::Status dropped = lazyblob::daemon::DropPrivileges(lazyblob::daemon::Program::kDaemon);
+  if (!dropped.ok()) {  // the readers of running containers wait for it
+    fprintf(stderr, "lazyblobd: it keeps privileges that it does not need: %s\n",
+            std::string(dropped.message()).c_str());
+  }
   DaemonOptions options;
   ASSIGN_OR_RETURN(options.config, ReadConfigOfSuccessor(arguments));
   options.keeper_fd = arguments.keeper_fd;

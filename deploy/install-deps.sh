@@ -9,7 +9,7 @@ build=(
   # what the programs link
   libfuse3-dev libcurl4-openssl-dev libssl-dev libzstd-dev zlib1g-dev libisal-dev
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler
-  libabsl-dev nlohmann-json3-dev libsqlite3-dev libre2-dev libtomlplusplus-dev libspdlog-dev libfmt-dev libcli11-dev
+  libabsl-dev nlohmann-json3-dev libsqlite3-dev libseccomp-dev libre2-dev libtomlplusplus-dev libspdlog-dev libfmt-dev libcli11-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   # what they call: fusermount3 for those who are not root, mount(8)
   fuse3 util-linux

@@ -31,6 +31,7 @@ THIRD_PARTY = [
      lambda folder, name: GRPC_FILES.search(name) is not None),
     ("sqlite3.h", "SQLite is wrapped by base/sqlite.cc",
      lambda folder, name: name == "base/sqlite.cc"),
+    ("seccomp.h", "libseccomp is wrapped by daemon/privileges.cc", lambda folder, name: name == "daemon/privileges.cc"),
     ("toml++/", "toml++ is wrapped by base/toml.cc", lambda folder, name: name == "base/toml.cc"),
     (re.compile(r"proto/\w+\.grpc\.pb\.h"), "gRPC stays in *_service.cc, *_client.cc, *_server.cc and *_main.cc",
      lambda folder, name: GRPC_FILES.search(name) is not None),
