@@ -158,6 +158,43 @@ TEST_F(WireTest, B15_WhereALayerCameFromIsInNoManifestThatIsMade) {
   }
 }
 
+TEST_F(WireTest, E5_NoBodyIsOpenWhileTheSourceIsWaitedFor) {
+  support::UploadOptions uploads;
+  uploads.idle_limit = absl::Milliseconds(200);
+  image_->SetUploads(uploads);
+  const Image image = PutSource(2);
+  auto gate = std::make_shared<Gate>();
+  for (const Layer& layer : image.layers) {
+    cache_->AddFault({.method = "GET", .path_contains = layer.descriptor.digest.hex()},
+                     {.body_gate = gate, .body_gate_at = 2 * kChunk + kChunk / 2});
+  }
+  std::future<absl::Status> running = Start(Push("/app:1"));
+  EXPECT_TRUE(gate->AwaitWaiting(2));
+  EXPECT_EQ(running.wait_for(std::chrono::milliseconds(500)), std::future_status::timeout);
+  gate->Open();
+  const absl::Status status = running.get();
+  EXPECT_TRUE(status.ok()) << status;
+  for (const support::LoggedRequest& request : image_->Log({.path_regex = "/blobs/uploads/.+"})) {
+    EXPECT_TRUE(request.status == 201 || request.status == 202) << request.method << " " << request.status;
+    EXPECT_LT(request.longest_gap, uploads.idle_limit);
+  }
+  EXPECT_EQ(cache_->Count({.method = "GET", .path_regex = "/blobs/"}), 3u);  // the config too
+}
+
+TEST_F(WireTest, ABlobThatTheRegistryOnlySeemsToHaveIsSentWhenItRefusesTheManifest) {
+  const Image image = PutSource(3);
+  const Layer& lost = image.layers[1];
+  image_->PutBlob("app", lost.blob);
+  image_->MakeOrphan("app", lost.descriptor.digest);
+  const absl::Status status = Run(Push("/app:1"), &events_);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(image_->Manifest("app", "1").has_value());
+  EXPECT_EQ(image_->Count({.method = "PUT", .path_contains = "/manifests/"}), 2u);
+  EXPECT_EQ(
+      image_->ReceivedBytes({.path_regex = "/blobs/uploads/.+"}),
+      image.config.size() + image.layers[0].blob.size() + lost.blob.size() + image.layers[2].blob.size());
+}
+
 // Bodies that were refused count too: what is not asked at all is what a busy registry is spared.
 TEST_F(WireTest, E11_ABusyHostIsLeftAloneByAllForAsLongAsItAsks) {
   constexpr size_t kLayers = 12;
