@@ -60,6 +60,8 @@ case $1 in
         for mode in erofs loop fuse; do
           # 100,000 files: every format by the kernel's tree, one by ours
           [ "$name" = many ] && [ "$mode" != erofs ] && [ "$format" != gzip ] && continue
+          # the kernel reads the same metadata image in both: one format shows that loop devices change nothing
+          [ "$mode" = loop ] && [ "$format" != gzip ] && [ -z "${LAZYBLOB_ONLY:-}" ] && continue
           check "made/$name" "$format" "$mode" "made/$twin" "$allow"
         done
       done
