@@ -19,6 +19,7 @@
 #include "daemon/cli_export.h"
 #include "daemon/cli_leases.h"
 #include "daemon/cli_pull.h"
+#include "daemon/cli_upgrade.h"
 #include "daemon/control_client.h"
 #include "daemon/report.h"
 
@@ -308,6 +309,10 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   AddLeasesCommand(&app, &leases, [&] {
     run = [&] { return RunLeasesCommand(leases, arguments.root, arguments.json, io); };
   });
+
+  UpgradeArguments upgrade;
+  AddUpgradeCommand(&app, &upgrade,
+                    [&] { run = [&] { return RunUpgradeCommand(upgrade, arguments.root, io); }; });
 
   ContentArguments content;
   AddContentCommands(&app, &content, [&] {

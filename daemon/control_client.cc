@@ -88,6 +88,13 @@ class Client final : public ControlClient {
     v1::ReleaseLeaseResponse response;
     return FromGrpc(blobs_->Release(&context, request, &response));
   }
+  absl::Status Upgrade(const std::string& program) override {
+    grpc::ClientContext context;
+    api::UpgradeRequest request;
+    request.set_program(program);
+    api::UpgradeResponse response;
+    return FromGrpc(stub_->Upgrade(&context, request, &response));
+  }
   absl::Status Unmount(const std::string& directory) override {
     grpc::ClientContext context;
     api::UnmountRequest request;

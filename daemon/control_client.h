@@ -44,6 +44,8 @@ class ControlClient {
                               OnExportEvent on_event) = 0;
   virtual absl::StatusOr<std::vector<v1::Lease>> Leases() = 0;
   virtual absl::Status ReleaseLease(const std::string& name) = 0;
+  // Asks for `program` to take over; it has not yet when this returns.
+  virtual absl::Status Upgrade(const std::string& program) = 0;
   virtual absl::Status Unmount(const std::string& directory) = 0;
   // With `probe` also how layers can be mounted on this machine.
   virtual absl::StatusOr<control::v1::StatusResponse> Status(const std::string& target,

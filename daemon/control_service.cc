@@ -1,8 +1,6 @@
 #include "daemon/control_service.h"
 
-#include <fcntl.h>
 #include <grpcpp/grpcpp.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <set>
@@ -76,6 +74,13 @@ api::NotLazyLayer Describe(const snapshotter::NotLazyLayer& layer) {
   return out;
 }
 
+// " (deleted)" is the kernel's, when the file was replaced.
+std::string OwnProgram() {
+  char path[4096];
+  const ssize_t size = readlink("/proc/self/exe", path, sizeof path);
+  return size > 0 ? std::string(path, static_cast<size_t>(size)) : "";
+}
+
 ImageRequest FromProto(const api::ImageSource& image) {
   return {image.reference(), image.platform(), image.plain_http(), image.docker_config()};
 }
@@ -123,10 +128,17 @@ class Service final : public api::Control::Service {
     }
     if (parts_.snapshotter != nullptr) DescribeSnapshots(target, response);
     if (request->probe()) DescribeMachine(response);
+    response->set_generation(parts_.generation);
+    response->set_program(OwnProgram());
     if (!target.empty() && response->mounts().empty() && response->not_lazy().empty()) {
       return ToGrpc(absl::NotFoundError(absl::StrCat(base::Printable(target), ": not mounted")));
     }
     return grpc::Status::OK;
+  }
+
+  grpc::Status Upgrade(grpc::ServerContext*, const api::UpgradeRequest* request,
+                       api::UpgradeResponse*) override {
+    return ToGrpc(parts_.replace(request->program()));
   }
 
  private:
@@ -215,46 +227,28 @@ class Service final : public api::Control::Service {
 class Server final : public ControlServer {
  public:
   explicit Server(const ControlParts& parts) : service_(parts), beside_(parts.beside) {}
-  ~Server() override {
-    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
-    unlinkat(directory_.get(), name_.c_str(), 0);
-  }
 
-  absl::Status Listen(const std::string& directory, const std::string& name) {
-    ASSIGN_OR_RETURN(directory_, base::OpenFile(directory, O_RDONLY | O_DIRECTORY));
-    name_ = name;
-    unlinkat(directory_.get(), name.c_str(), 0);
-    // Through the descriptor, since a socket's path may have 107 bytes at most.
-    std::string path = absl::StrCat("/proc/self/fd/", directory_.get(), "/", name);
-    grpc::ServerBuilder builder;
-    grpc::ResourceQuota quota("control");
-    quota.SetMaxThreads(256);  // each waits: for a mount, for layers that others wait for too
-    builder.SetResourceQuota(quota);
-    builder.AddListeningPort("unix:" + path, grpc::InsecureServerCredentials());
-    builder.RegisterService(&service_);
-    for (grpc::Service* service : beside_) builder.RegisterService(service);
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr) return absl::InternalError(absl::StrCat("listen on ", directory, "/", name));
-    if (fchmodat(directory_.get(), name.c_str(), 0600, 0) != 0)
-      return base::ErrnoStatus(errno, "chmod of socket");
+  absl::Status Listen(const std::string& address, const containerd::SocketHolder& holder) {
+    std::vector<grpc::Service*> services = beside_;
+    services.push_back(&service_);
+    ASSIGN_OR_RETURN(server_, containerd::GrpcServer::Start(address, services, nullptr, holder));
     return absl::OkStatus();
   }
+  void LeaveSocket() override { server_->LeaveSocket(); }
 
  private:
   Service service_;
   const std::vector<grpc::Service*> beside_;
-  base::UniqueFd directory_;
-  std::string name_;
-  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<containerd::GrpcServer> server_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Start(const std::string& directory,
-                                                                    const std::string& name,
-                                                                    const ControlParts& parts) {
+absl::StatusOr<std::unique_ptr<ControlServer>> ControlServer::Start(const std::string& address,
+                                                                    const ControlParts& parts,
+                                                                    const containerd::SocketHolder& holder) {
   auto server = std::make_unique<Server>(parts);
-  RETURN_IF_ERROR(server->Listen(directory, name));
+  RETURN_IF_ERROR(server->Listen(address, holder));
   return server;
 }
 

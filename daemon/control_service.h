@@ -2,11 +2,13 @@
 
 // The Control API of proto/control.proto: translation only.
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "containerd/grpc_server.h"
 #include "contentstore/content_store.h"
 #include "daemon/activity.h"
 #include "daemon/image_layers.h"
@@ -29,16 +31,19 @@ struct ControlParts {
   snapshotter::Snapshotter* snapshotter = nullptr;  // null: a standalone daemon
   Activity* activity = nullptr;
   std::vector<grpc::Service*> beside;  // other services of the socket
+  uint64_t generation = 0;             // how many daemons the keeper has started, this one included
+  // Has the keeper start `program` (absolute; empty: the same path as now) in place of this daemon.
+  std::function<absl::Status(const std::string& program)> replace;
 };
 
 // Serves until destroyed. Thread-safe.
 class ControlServer {
  public:
-  // Listens on the unix socket `name` (0600) in `directory`, whatever the length of the path; replaces a
-  // socket that a predecessor left.
-  static absl::StatusOr<std::unique_ptr<ControlServer>> Start(const std::string& directory,
-                                                              const std::string& name,
-                                                              const ControlParts& parts);
+  // Listens at `address`, as containerd::GrpcServer does.
+  static absl::StatusOr<std::unique_ptr<ControlServer>> Start(const std::string& address,
+                                                              const ControlParts& parts,
+                                                              const containerd::SocketHolder& holder = {});
+  virtual void LeaveSocket() = 0;  // as of GrpcServer
   virtual ~ControlServer() = default;
 };
 

@@ -84,7 +84,7 @@ class Daemon {
   absl::Status Start() {
     ASSIGN_OR_RETURN(keeper_, fuse::KeeperClient::Connect(base::UniqueFd(options_.keeper_fd)));
     ASSIGN_OR_RETURN(fuse::KeeperClient::Connection connection, keeper_->TakeConnection());
-    const bool successor = connection.generation > 1;
+    generation_ = connection.generation;
     RETURN_IF_ERROR(StartReading(std::move(connection)));
     RETURN_IF_ERROR(StartMounts());
     if (!options_.standalone) {
@@ -103,17 +103,20 @@ class Daemon {
     control.activity = &activity_;
     RETURN_IF_ERROR(StartExporter());
     control.beside = {exporter_->service(), blobs_->service()};
-    ASSIGN_OR_RETURN(control_, ControlServer::Start(root(), "control.sock", control));
+    control.generation = generation_;
+    control.replace = [this](const std::string& program) { return keeper_->Replace(program); };
+    // The root is locked: nobody else listens there.
+    ASSIGN_OR_RETURN(control_,
+                     ControlServer::Start(root() + "/control.sock", control, Holder("control", true)));
     if (options_.standalone) return absl::OkStatus();
-    // A predecessor may not be quite dead yet, and its socket still accept.
-    if (successor) unlink(options_.config.address.c_str());
     CriProxy* const cri = access_.cri();
     snapshots_service_ = snapshotter::SnapshotsService::Create(snapshotter_.get());
     std::vector<grpc::Service*> services = {snapshots_service_->service()};
     if (content_service_ != nullptr) services.push_back(content_service_->service());
     ASSIGN_OR_RETURN(server_of_containerd_,
                      containerd::GrpcServer::Start(options_.config.address, services,
-                                                   cri == nullptr ? nullptr : cri->service()));
+                                                   cri == nullptr ? nullptr : cri->service(),
+                                                   Holder("containerd", successor())));
     return absl::OkStatus();
   }
 
@@ -122,6 +125,8 @@ class Daemon {
   // Whatever was started; the order matters: no new calls, then no mounts, then no connection. With
   // `hand_over` everything stays mounted for the successor, and reads wait for it.
   void Stop(bool hand_over) {
+    if (hand_over && server_of_containerd_ != nullptr) server_of_containerd_->LeaveSocket();
+    if (hand_over && control_ != nullptr) control_->LeaveSocket();
     server_of_containerd_.reset();
     snapshots_service_.reset();
     content_service_.reset();
@@ -149,9 +154,23 @@ class Daemon {
   }
 
   Activity& activity() { return activity_; }
+  bool successor() const { return generation_ > 1; }
+  // From now on this program is what the keeper goes back to.
+  void Ready() { keeper_->Ready().IgnoreError(); }
 
  private:
   const std::string& root() const { return options_.config.root; }
+
+  // The keeper, as what outlives this process.
+  containerd::SocketHolder Holder(const std::string& name, bool replace) {
+    containerd::SocketHolder holder;
+    holder.take = [this, name](const std::string& place) { return keeper_->TakeSocket(name, place); };
+    holder.keep = [this, name](int socket, const std::string& place) {
+      return keeper_->KeepSocket(name, place, socket);
+    };
+    holder.replace = replace;
+    return holder;
+  }
 
   // Sources, cache and the FUSE server: from here on reads of what is mounted are answered.
   absl::Status StartReading(fuse::KeeperClient::Connection connection) {
@@ -315,6 +334,7 @@ class Daemon {
   Activity activity_;
   RegistryAccess access_{AccessConfig(options_), log_};
   PlainHttpHosts plain_http_;
+  uint64_t generation_ = 0;
   std::unique_ptr<fuse::KeeperClient> keeper_;
   std::unique_ptr<registry::Client> client_;
   std::unique_ptr<contentstore::ContentStore> store_;
@@ -381,12 +401,14 @@ absl::Status RunDaemon(const DaemonOptions& options) {
   absl::Status status = daemon.Start();
   if (status.ok()) {
     signals.Watch(&daemon.activity());
+    daemon.Ready();
     Announce(options.ready_fd, "ready");
     daemon.Serve();
   } else {
     Announce(options.ready_fd, absl::StrCat("error: ", status.message()));
   }
-  daemon.Stop(status.ok() && signals.hand_over());
+  // A successor that cannot start leaves everything to the next one.
+  daemon.Stop(status.ok() ? signals.hand_over() : daemon.successor());
   return status;
 }
 

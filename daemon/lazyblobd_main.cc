@@ -139,6 +139,7 @@ int main(int argc, char** argv) {
   app.add_flag("--standalone", arguments.standalone, "end with the last mount; serve no containerd");
   app.add_option("--keeper-fd", arguments.keeper_fd)->group("");
   app.add_option("--ready-fd", arguments.ready_fd)->group("");
+  app.set_version_flag("--version", "lazyblobd " LAZYBLOB_VERSION);
   CLI11_PARSE(app, argc, argv);
   umask(077);
   absl::Status status = Run(arguments);

@@ -49,7 +49,8 @@ class KeeperClient::Impl {
     if (reader_.joinable()) reader_.join();
   }
 
-  absl::StatusOr<Reply> Call(MessageType type, std::string body) ABSL_LOCKS_EXCLUDED(mutex_) {
+  absl::StatusOr<Reply> Call(MessageType type, std::string body, int descriptor = -1)
+      ABSL_LOCKS_EXCLUDED(mutex_) {
     Waiter waiter;
     waiter.type = type;
     Message request;
@@ -62,7 +63,8 @@ class KeeperClient::Impl {
       waiters_[request.id] = &waiter;
     }
     absl::StatusOr<std::string> packet = internal::Frame(request);
-    absl::Status sent = packet.ok() ? internal::SendPacket(socket_.get(), *packet, -1, 0) : packet.status();
+    absl::Status sent =
+        packet.ok() ? internal::SendPacket(socket_.get(), *packet, descriptor, 0) : packet.status();
     absl::MutexLock lock(&mutex_);
     if (sent.ok()) {
       auto answered = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return waiter.answered || gone_; };
@@ -214,6 +216,26 @@ absl::StatusOr<std::vector<std::string>> KeeperClient::Mounted() {
     from = page.next;
   } while (from != 0);
   return targets;
+}
+
+absl::Status KeeperClient::KeepSocket(const std::string& name, const std::string& place, int socket) {
+  ASSIGN_OR_RETURN(Impl::Reply reply,
+                   impl_->Call(MessageType::kKeepSocket, internal::EncodeSocket({name, place}), socket));
+  return internal::DecodeEmpty(reply.result);
+}
+
+absl::StatusOr<base::UniqueFd> KeeperClient::TakeSocket(const std::string& name, const std::string& place) {
+  ASSIGN_OR_RETURN(Impl::Reply reply,
+                   impl_->Call(MessageType::kTakeSocket, internal::EncodeSocket({name, place})));
+  RETURN_IF_ERROR(internal::DecodeEmpty(reply.result));
+  if (!reply.descriptor.valid()) return absl::InternalError("the keeper answered without the socket");
+  return std::move(reply.descriptor);
+}
+
+absl::Status KeeperClient::Ready() { return impl_->CallForStatus(MessageType::kReady, ""); }
+
+absl::Status KeeperClient::Replace(const std::string& program) {
+  return impl_->CallForStatus(MessageType::kReplace, internal::EncodeReplace(program));
 }
 
 absl::Status KeeperClient::MountLayer(const LayerMountRequest& request) {

@@ -44,6 +44,18 @@ class KeeperClient final : public Mounter {
   // Paths of what the keeper holds mounted now, in order of mounting.
   absl::StatusOr<std::vector<std::string>> Mounted();
 
+  // Listening unix sockets that outlive this process; who connects while no daemon runs waits. One per
+  // `name`; `place` says which socket it is (both 1 to 255 bytes, opaque to the keeper). The keeper keeps a
+  // duplicate. Unimplemented by keepers of before.
+  absl::Status KeepSocket(const std::string& name, const std::string& place, int socket);
+  // NotFound when none is kept under the name, or one of another place.
+  absl::StatusOr<base::UniqueFd> TakeSocket(const std::string& name, const std::string& place);
+  // This daemon serves. If its successor ends before it says so, this one's program is started again.
+  absl::Status Ready();
+  // From now on `program` (absolute; empty: the same as before) is the daemon's program; then the keeper
+  // sends SIGHUP to this process.
+  absl::Status Replace(const std::string& program);
+
   absl::Status MountLayer(const LayerMountRequest& request) override;
   absl::Status MountOverlay(const OverlayRequest& request) override;
   absl::Status MountIdMapped(const IdMappedRequest& request) override;

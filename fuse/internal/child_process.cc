@@ -69,7 +69,11 @@ void WriteOomScore(const std::string& value) {
   std::vector<char*> argv;
   for (const std::string& word : start.argv) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
-  execv(argv[0], argv.data());
+  if (start.program >= 0) {
+    execveat(start.program, "", argv.data(), environ, AT_EMPTY_PATH);
+  } else {
+    execv(argv[0], argv.data());
+  }
   fprintf(stderr, "lazyblob-keeper: start %s: %s\n", argv[0], strerror(errno));
   _exit(kExecFailed);
 }

@@ -29,6 +29,7 @@ void CloseInChild(std::vector<base::UniqueFd> fds);
 
 struct DaemonStart {
   std::vector<std::string> argv;
+  int program = -1;           // the executable, open; -1: argv[0] names it
   std::vector<int> inherit;   // besides stdin, stdout, stderr; the numbers stay the same
   std::string oom_score_adj;  // empty: leave
 };

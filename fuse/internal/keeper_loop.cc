@@ -34,7 +34,9 @@ std::string Ending(int wait_status) {
 
 }  // namespace
 
-KeeperLoop::KeeperLoop(const KeeperOptions& options) : options_(options), ready_fd_(options.ready_fd) {}
+KeeperLoop::KeeperLoop(const KeeperOptions& options) : options_(options), ready_fd_(options.ready_fd) {
+  if (!options_.daemon.empty()) program_ = options_.daemon[0];
+}
 
 int KeeperLoop::Run() {
   absl::Status status = Start();
@@ -106,6 +108,14 @@ absl::Status KeeperLoop::StartNextDaemon() {
   base::UniqueFd theirs(ends[1]);
   DaemonStart start;
   start.argv = options_.daemon;
+  start.argv[0] = program_;
+  if (fall_back_) {
+    start.program = good_program_.get();
+    started_program_.Reset();
+  } else {
+    absl::StatusOr<base::UniqueFd> program = base::OpenFile(program_, O_PATH);
+    started_program_ = program.ok() ? *std::move(program) : base::UniqueFd();
+  }
   start.argv.push_back(absl::StrCat("--keeper-fd=", theirs.get()));
   start.inherit = {theirs.get()};
   start.oom_score_adj = oom_score_adj_;
@@ -115,6 +125,7 @@ absl::Status KeeperLoop::StartNextDaemon() {
   }
   ASSIGN_OR_RETURN(daemon_, StartDaemon(start));
   ++session_;
+  ready_ = false;
   socket_ = std::move(ours);
   next_liveness_check_ = Now() + kLivenessPeriod;
   if (ready_fd_ >= 0) close(ready_fd_);  // whoever waits sees the end when the first daemon dies
@@ -164,7 +175,7 @@ void KeeperLoop::ReadSignals() {
     auto signal = static_cast<int>(info.ssi_signo);
     if (signal == SIGCHLD) continue;
     if (signal == SIGHUP) {
-      if (daemon_ > 0) kill(daemon_, SIGHUP);
+      HandOver();
       continue;
     }
     stopping_ = true;
@@ -175,6 +186,13 @@ void KeeperLoop::ReadSignals() {
     kill(daemon_, signal);
     if (stop_deadline_ == absl::InfiniteDuration()) stop_deadline_ = Now() + kOrderlyEnd;
   }
+}
+
+void KeeperLoop::HandOver() {
+  fall_back_ = false;
+  if (daemon_ <= 0) return;
+  handing_over_ = true;
+  kill(daemon_, SIGHUP);
 }
 
 void KeeperLoop::ReapChildren() {
@@ -233,10 +251,14 @@ void KeeperLoop::DaemonGone(std::optional<int> wait_status) {
   exit_code_ = by_itself ? WEXITSTATUS(*wait_status) : 1;
   if (shutting_down_ || stopping_) {
     ended_ = true;
-  } else if (by_itself && exit_code_ != 0 && !init_ever_saved_) {
+  } else if (by_itself && exit_code_ != 0 && !init_ever_saved_ && !good_program_.valid()) {
     ended_ = true;  // it could not start, has said why, and would not do better the next time
   } else {
     Say(what);
+    if (!ready_ && good_program_.valid() && !fall_back_) {
+      Say("it was never ready; the program of its predecessor is started again");
+      fall_back_ = true;
+    }
     Restart();
   }
 }
@@ -244,12 +266,13 @@ void KeeperLoop::DaemonGone(std::optional<int> wait_status) {
 void KeeperLoop::Restart() {
   absl::Duration now = Now();
   while (!restarts_.empty() && now - restarts_.front() >= kRestartWindow) restarts_.pop_front();
-  if (restarts_.size() >= static_cast<size_t>(options_.max_restarts)) {
+  const bool died = !std::exchange(handing_over_, false);
+  if (died && restarts_.size() >= static_cast<size_t>(options_.max_restarts)) {
     GiveUp(absl::StrCat("lazyblobd died ", restarts_.size() + 1,
                         " times within a minute; giving up: reads from our mounts fail from now on"));
     return;
   }
-  restarts_.push_back(now);
+  if (died) restarts_.push_back(now);
   absl::Status status = StartNextDaemon();
   if (status.ok()) return;
   Say(absl::StrCat("start lazyblobd again: ", status.message()));
@@ -267,6 +290,7 @@ int KeeperLoop::Finish() {
   if (connection_.device.valid()) AbortConnection(connection_.number).IgnoreError();
   aborted_ = true;
   shutting_down_ = true;
+  sockets_.clear();  // whoever waits there is turned away
   waiting_.clear();
   unmount_deadline_ = Now() + kUnmountTime;
   absl::Duration deadline = unmount_deadline_;

@@ -10,6 +10,7 @@
 #include <deque>
 #include <functional>
 #include <list>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -61,7 +62,12 @@ class KeeperLoop {
   };
   struct Outgoing {
     std::string packet;
-    int descriptor = -1;  // borrowed
+    base::UniqueFd descriptor;
+  };
+
+  struct KeptSocket {
+    std::string place;
+    base::UniqueFd socket;
   };
 
   absl::Status Start();
@@ -73,6 +79,7 @@ class KeeperLoop {
   absl::Status StartNextDaemon();
   void Restart();
   void DaemonGone(std::optional<int> wait_status);
+  void HandOver();
   void GiveUp(const std::string& why);
   void ReapChildren();
   void ReadSignals();
@@ -81,11 +88,15 @@ class KeeperLoop {
 
   // The protocol.
   void ReadRequests();
-  void HandleRequest(const Message& message);
+  void HandleRequest(const Message& message, base::UniqueFd descriptor);
   absl::Status Enqueue(const Message& message);
   absl::Status TakeConnection(const Message& message);
   absl::Status SaveInit(const Message& message);
   absl::Status ListMounted(const Message& message);
+  absl::Status KeepSocket(const Message& message, base::UniqueFd descriptor);
+  absl::Status TakeSocket(const Message& message);
+  absl::Status Ready(const Message& message);
+  absl::Status Replace(const Message& message);
   absl::Status BeginShutdown(const Message& message);
   absl::StatusOr<Operation> MakeOperation(const Message& message);
   void Answer(uint64_t session, MessageType type, uint64_t id, const absl::Status& status,
@@ -115,6 +126,13 @@ class KeeperLoop {
   std::set<pid_t> predecessors_;  // gone, not reaped
   base::UniqueFd socket_;
   std::deque<Outgoing> outgoing_;
+  std::string program_;             // of the next daemon
+  base::UniqueFd started_program_;  // of this daemon, unless it is good_program_
+  base::UniqueFd good_program_;     // of the last daemon that was ready
+  bool fall_back_ = false;          // start that one: the last start has failed
+  bool ready_ = false;              // the daemon has said so
+  bool handing_over_ = false;       // the daemon was told to end for a successor
+  std::map<std::string, KeptSocket> sockets_;
   uint64_t session_ = 0;  // number of daemons started; 0 is nobody's
   std::deque<absl::Duration> restarts_;
 

@@ -283,6 +283,30 @@ absl::StatusOr<std::string> DecodeProbe(absl::string_view body) {
   return state_root;
 }
 
+std::string EncodeSocket(const SocketRequest& request) {
+  return BodyWriter().String(request.name).String(request.place).Take();
+}
+
+absl::StatusOr<SocketRequest> DecodeSocket(absl::string_view body) {
+  BodyReader reader(body);
+  SocketRequest request;
+  request.name = reader.String(kMaxSocketNameBytes);
+  request.place = reader.String(kMaxSocketNameBytes);
+  if (reader.ok() && (request.name.empty() || request.place.empty())) reader.Fail("empty socket name");
+  RETURN_IF_ERROR(reader.Done());
+  return request;
+}
+
+std::string EncodeReplace(const std::string& program) { return BodyWriter().String(program).Take(); }
+
+absl::StatusOr<std::string> DecodeReplace(absl::string_view body) {
+  if (body == EncodeReplace("")) return std::string();
+  BodyReader reader(body);
+  std::string program = reader.Path();
+  RETURN_IF_ERROR(reader.Done());
+  return program;
+}
+
 std::string EncodeMounted(uint64_t from) { return BodyWriter().U64(from).Take(); }
 
 absl::StatusOr<uint64_t> DecodeMounted(absl::string_view body) {
@@ -418,7 +442,8 @@ absl::StatusOr<Packet> ReceivePacket(int socket, bool accept_descriptor, int fla
   ssize_t received;
   do {
     header.msg_control = accept_descriptor ? control.data() : nullptr;
-    header.msg_controllen = accept_descriptor ? control.size() : 0;
+    // Without the padding, in which the kernel would put a second descriptor.
+    header.msg_controllen = accept_descriptor ? CMSG_LEN(sizeof(int)) : 0;
     received = recvmsg(socket, &header, flags | MSG_CMSG_CLOEXEC);
   } while (received < 0 && errno == EINTR);
   if (received < 0) {

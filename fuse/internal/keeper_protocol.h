@@ -20,6 +20,7 @@ namespace lazyblob::fuse::internal {
 inline constexpr size_t kMaxMessageBytes = 64 * 1024;
 inline constexpr size_t kMaxInitBytes = 4096;
 inline constexpr size_t kMaxPathBytes = 4095;
+inline constexpr size_t kMaxSocketNameBytes = 255;
 
 enum class MessageType : uint16_t {
   kTakeConnection = 1,
@@ -32,6 +33,10 @@ enum class MessageType : uint16_t {
   kShutdown = 8,
   kPredecessorReaped = 9,  // event: keeper to daemon, id 0, no answer
   kMountIdMapped = 10,
+  kKeepSocket = 11,
+  kTakeSocket = 12,
+  kReady = 13,
+  kReplace = 14,
 };
 
 struct Message {
@@ -84,6 +89,11 @@ struct UnmountRequest {
   bool lazy = false;
 };
 
+struct SocketRequest {
+  std::string name;
+  std::string place;
+};
+
 struct ConnectionAnswer {
   uint64_t generation = 0;
   bool taken_over = false;
@@ -109,6 +119,11 @@ std::string EncodeProbe(const std::string& state_root);
 absl::StatusOr<std::string> DecodeProbe(absl::string_view body);
 std::string EncodeMounted(uint64_t from);
 absl::StatusOr<uint64_t> DecodeMounted(absl::string_view body);
+std::string EncodeSocket(const SocketRequest& request);
+absl::StatusOr<SocketRequest> DecodeSocket(absl::string_view body);
+std::string EncodeReplace(const std::string& program);
+// Empty: the program of before.
+absl::StatusOr<std::string> DecodeReplace(absl::string_view body);
 absl::Status DecodeEmpty(absl::string_view body);
 
 // Answers start with the status; what follows is there only when it is OK.

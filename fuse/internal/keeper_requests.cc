@@ -1,5 +1,6 @@
 // KeeperLoop: what lazyblobd asks for, and the children that do it.
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -17,13 +18,23 @@ namespace {
 
 constexpr size_t kMaxRunning = 128;   // children at a time
 constexpr size_t kMaxWaiting = 4096;  // requests
+constexpr size_t kMaxSockets = 4;
 constexpr size_t kPageBytes = 48 * 1024;
+
+bool IsListeningUnixSocket(int fd) {
+  const auto option = [fd](int name) {
+    int value = -1;
+    socklen_t size = sizeof value;
+    return getsockopt(fd, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
+  };
+  return option(SO_DOMAIN) == AF_UNIX && option(SO_TYPE) == SOCK_STREAM && option(SO_ACCEPTCONN) == 1;
+}
 
 }  // namespace
 
 void KeeperLoop::ReadRequests() {
   while (socket_.valid()) {
-    absl::StatusOr<Packet> packet = ReceivePacket(socket_.get(), /*accept_descriptor=*/false, MSG_DONTWAIT);
+    absl::StatusOr<Packet> packet = ReceivePacket(socket_.get(), /*accept_descriptor=*/true, MSG_DONTWAIT);
     if (absl::IsResourceExhausted(packet.status())) return;
     if (!packet.ok() || packet->bytes.empty()) {
       // It has closed its end: it is ending, or dead. Time to be reaped, then it is not waited for any
@@ -38,11 +49,11 @@ void KeeperLoop::ReadRequests() {
       fprintf(stderr, "lazyblob-keeper: lazyblobd sent something that is not a request; ignored\n");
       continue;
     }
-    HandleRequest(*message);
+    HandleRequest(*message, std::move(packet->descriptor));
   }
 }
 
-void KeeperLoop::HandleRequest(const Message& message) {
+void KeeperLoop::HandleRequest(const Message& message, base::UniqueFd descriptor) {
   absl::Status status;
   switch (message.type) {
     case MessageType::kTakeConnection:
@@ -56,6 +67,18 @@ void KeeperLoop::HandleRequest(const Message& message) {
       break;
     case MessageType::kShutdown:
       status = BeginShutdown(message);
+      break;
+    case MessageType::kKeepSocket:
+      status = KeepSocket(message, std::move(descriptor));
+      break;
+    case MessageType::kTakeSocket:
+      status = TakeSocket(message);
+      break;
+    case MessageType::kReady:
+      status = Ready(message);
+      break;
+    case MessageType::kReplace:
+      status = Replace(message);
       break;
     case MessageType::kMountLayer:
     case MessageType::kMountOverlay:
@@ -107,6 +130,47 @@ absl::Status KeeperLoop::ListMounted(const Message& message) {
     page.targets.push_back(mount.target);
   }
   Answer(session_, message.type, message.id, absl::OkStatus(), EncodeMountedResult(page));
+  return absl::OkStatus();
+}
+
+absl::Status KeeperLoop::KeepSocket(const Message& message, base::UniqueFd descriptor) {
+  ASSIGN_OR_RETURN(SocketRequest request, DecodeSocket(message.body));
+  if (!IsListeningUnixSocket(descriptor.get())) {
+    return absl::InvalidArgumentError("keeper: no listening unix socket came with the request");
+  }
+  auto kept = sockets_.find(request.name);
+  if (kept == sockets_.end() && sockets_.size() >= kMaxSockets) {
+    return absl::ResourceExhaustedError(absl::StrCat("the keeper keeps ", kMaxSockets, " sockets already"));
+  }
+  sockets_[request.name] = {std::move(request.place), std::move(descriptor)};
+  Answer(session_, message.type, message.id, absl::OkStatus(), "");
+  return absl::OkStatus();
+}
+
+absl::Status KeeperLoop::TakeSocket(const Message& message) {
+  ASSIGN_OR_RETURN(SocketRequest request, DecodeSocket(message.body));
+  auto kept = sockets_.find(request.name);
+  if (kept == sockets_.end() || kept->second.place != request.place) {
+    return absl::NotFoundError(absl::StrCat("no such socket is kept: ", base::Printable(request.name)));
+  }
+  Answer(session_, message.type, message.id, absl::OkStatus(), "", kept->second.socket.get());
+  return absl::OkStatus();
+}
+
+absl::Status KeeperLoop::Ready(const Message& message) {
+  RETURN_IF_ERROR(DecodeEmpty(message.body));
+  if (started_program_.valid()) good_program_ = std::move(started_program_);
+  ready_ = true;
+  Answer(session_, message.type, message.id, absl::OkStatus(), "");
+  return absl::OkStatus();
+}
+
+absl::Status KeeperLoop::Replace(const Message& message) {
+  ASSIGN_OR_RETURN(std::string program, DecodeReplace(message.body));
+  if (shutting_down_ || stopping_) return absl::UnavailableError("the keeper is shutting down");
+  if (!program.empty()) program_ = std::move(program);
+  Answer(session_, message.type, message.id, absl::OkStatus(), "");
+  HandOver();
   return absl::OkStatus();
 }
 
@@ -300,7 +364,9 @@ void KeeperLoop::Answer(uint64_t session, MessageType type, uint64_t id, const a
   message.id = id;
   message.body = absl::StrCat(EncodeStatus(status), result);
   absl::StatusOr<std::string> packet = Frame(message);
-  if (packet.ok()) outgoing_.push_back({*std::move(packet), descriptor});
+  // A duplicate: what is kept may be replaced while the answer waits.
+  base::UniqueFd copy(descriptor < 0 ? -1 : fcntl(descriptor, F_DUPFD_CLOEXEC, 3));
+  if (packet.ok()) outgoing_.push_back({*std::move(packet), std::move(copy)});
   FlushOutgoing();
 }
 
@@ -309,14 +375,14 @@ void KeeperLoop::SendEvent(MessageType type) {
   Message message;
   message.type = type;
   absl::StatusOr<std::string> packet = Frame(message);
-  if (packet.ok()) outgoing_.push_back({*std::move(packet), -1});
+  if (packet.ok()) outgoing_.push_back({*std::move(packet), base::UniqueFd()});
   FlushOutgoing();
 }
 
 void KeeperLoop::FlushOutgoing() {
   while (!outgoing_.empty()) {
     const Outgoing& next = outgoing_.front();
-    absl::Status status = SendPacket(socket_.get(), next.packet, next.descriptor, MSG_DONTWAIT);
+    absl::Status status = SendPacket(socket_.get(), next.packet, next.descriptor.get(), MSG_DONTWAIT);
     if (absl::IsResourceExhausted(status)) return;
     if (absl::IsUnavailable(status)) {
       outgoing_.clear();  // ReadRequests sees the end

@@ -112,6 +112,92 @@ TEST_F(GrpcServerTest, ReplacesTheSocketOfADeadPredecessorAndLeavesALivingOneAlo
   EXPECT_TRUE(Answers(address)) << "the first still serves";
 }
 
+// Whether a call is answered, if only to say that there is no such method.
+bool Serves(const std::string& address) {
+  auto channel = grpc::CreateChannel("unix:" + address, grpc::InsecureChannelCredentials());
+  grpc::ClientContext context;
+  context.set_wait_for_ready(true);
+  context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoSeconds(support::kPatience));
+  ::containerd::services::content::v1::InfoResponse response;
+  auto stub = ::containerd::services::content::v1::Content::NewStub(channel);
+  return stub->Info(&context, {}, &response).error_code() == grpc::StatusCode::UNIMPLEMENTED;
+}
+
+base::UniqueFd Connect(const std::string& address) {
+  base::UniqueFd client(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un name{};
+  name.sun_family = AF_UNIX;
+  address.copy(name.sun_path, sizeof name.sun_path - 1);
+  if (connect(client.get(), reinterpret_cast<sockaddr*>(&name), sizeof name) != 0) client.Reset();
+  return client;
+}
+
+// As the keeper is one.
+struct Holding {
+  SocketHolder Holder() {
+    SocketHolder holder;
+    holder.take = [this](const std::string& at) -> absl::StatusOr<base::UniqueFd> {
+      if (!socket.valid() || at != place) return absl::NotFoundError("none");
+      return base::UniqueFd(fcntl(socket.get(), F_DUPFD_CLOEXEC, 3));
+    };
+    holder.keep = [this](int fd, const std::string& at) {
+      socket = base::UniqueFd(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+      place = at;
+      ++kept;
+      return absl::OkStatus();
+    };
+    return holder;
+  }
+  base::UniqueFd socket;
+  std::string place;
+  int kept = 0;
+};
+
+TEST_F(GrpcServerTest, ConnectionsMadeWhileNobodyServesWaitForTheSuccessor) {
+  const std::string address = temp_.File("run") + "/s.sock";
+  Holding holding;
+  auto first = GrpcServer::Start(address, {&service_}, nullptr, holding.Holder());
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_TRUE(Serves(address));
+  (*first)->LeaveSocket();
+  first->reset();
+  base::UniqueFd early = Connect(address);
+  ASSERT_TRUE(early.valid()) << "was refused";
+  ::containerd::services::content::v1::Content::CallbackService service;  // one per server
+  auto second = GrpcServer::Start(address, {&service}, nullptr, holding.Holder());
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(holding.kept, 1);
+  char settings[9];  // the server speaks first: the early one is served
+  EXPECT_EQ(recv(early.get(), settings, sizeof settings, MSG_WAITALL), 9);
+  EXPECT_TRUE(Serves(address));
+
+  // For good: who connects is turned away, although the holder still has the socket.
+  second->reset();
+  EXPECT_FALSE(Connect(address).valid());
+  EXPECT_TRUE(absl::IsNotFound(base::ReadFile(address, 1).status()));
+}
+
+TEST_F(GrpcServerTest, ASocketThatAnotherHasPutThereIsNotTakenForTheKeptOne) {
+  const std::string address = temp_.File("run") + "/s.sock";
+  Holding holding;
+  auto first = GrpcServer::Start(address, {&service_}, nullptr, holding.Holder());
+  ASSERT_TRUE(first.ok()) << first.status();
+  (*first)->LeaveSocket();
+  first->reset();
+  ASSERT_EQ(unlink(address.c_str()), 0);
+  SocketHolder replacing = holding.Holder();
+  ::containerd::services::content::v1::Content::CallbackService others[3];
+  auto second = GrpcServer::Start(address, {&others[0]}, nullptr, replacing);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(holding.kept, 2);
+  EXPECT_TRUE(Serves(address));
+  // One that still answers is replaced only by who knows that it is a predecessor's.
+  EXPECT_TRUE(absl::IsAlreadyExists(GrpcServer::Start(address, {&others[1]}).status()));
+  replacing.take = nullptr;
+  replacing.replace = true;
+  EXPECT_TRUE(GrpcServer::Start(address, {&others[2]}, nullptr, replacing).ok());
+}
+
 TEST_F(GrpcServerTest, ThePathMayBeLongerThanASocketsName) {
   std::string dir = temp_.path();
   while (dir.size() < 300) dir += "/a-rather-long-name-of-a-directory";

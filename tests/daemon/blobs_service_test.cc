@@ -98,7 +98,7 @@ class BlobsServiceTest : public ::testing::Test {
     service_ = BlobsService::Create(std::move(parts));
     ControlParts control;
     control.beside = {service_->service()};
-    server_ = ControlServer::Start(directory_.path(), "control.sock", control).value();
+    server_ = ControlServer::Start(directory_.File("control.sock"), control).value();
     stub_ = v1::Blobs::NewStub(
         grpc::CreateChannel("unix:" + directory_.File("control.sock"), grpc::InsecureChannelCredentials()));
   }

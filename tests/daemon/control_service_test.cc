@@ -93,7 +93,7 @@ class ControlServiceTest : public ::testing::Test {
     control.store = store_.get();
     control.snapshotter = &snapshotter_;
     control.activity = &activity_;
-    server_ = ControlServer::Start(directory_.path(), "control.sock", control).value();
+    server_ = ControlServer::Start(directory_.File("control.sock"), control).value();
     control_ = ControlClient::Connect(directory_.path()).value();
   }
 

@@ -302,6 +302,25 @@ class Puppet {
     return Text(keeper_->MountIdMapped({words[1], words[2], mapping}));
   }
 
+  // keep NAME PLACE PATH: listens at PATH and leaves it to the keeper; accept NAME PLACE: how many waited
+  // there
+  std::string Socket(const std::vector<std::string>& words) {
+    if (words[0] == "keep") {
+      UniqueFd listener(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+      sockaddr_un address{};
+      address.sun_family = AF_UNIX;
+      words[3].copy(address.sun_path, sizeof address.sun_path - 1);
+      if (bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) return "no bind";
+      if (words.size() == 4 && listen(listener.get(), 8) != 0) return "no listen";
+      return Text(keeper_->KeepSocket(words[1], words[2], listener.get()));
+    }
+    auto listener = keeper_->TakeSocket(words[1], words[2]);
+    if (!listener.ok()) return Text(listener.status());
+    int waiting = 0;
+    while (UniqueFd(accept4(listener->get(), nullptr, nullptr, SOCK_CLOEXEC)).valid()) ++waiting;
+    return absl::StrCat(waiting);
+  }
+
   std::string Do(const std::vector<std::string>& words) {
     const std::string& verb = words[0];
     if (verb == "take") {
@@ -356,6 +375,9 @@ class Puppet {
       return absl::StrCat(lazyblob::fuse::ModeName(probe->mode), " direct=", probe->direct ? 1 : 0, " ",
                           probe->why);
     }
+    if (verb == "keep" || verb == "accept") return Socket(words);
+    if (verb == "ready") return Text(keeper_->Ready());
+    if (verb == "replace") return Text(keeper_->Replace(words[1]));
     if (verb == "shutdown") return Text(keeper_->Shutdown());
     if (verb == "raw") {  // straight onto the keeper's socket
       std::string bytes = absl::HexStringToBytes(words[1]);
@@ -376,9 +398,8 @@ class Puppet {
       }
       return absl::StrJoin(links, " ");
     }
-    if (verb == "pid") return absl::StrCat(getpid());
     if (verb == "exit") _exit(atoi(words[1].c_str()));
-    return "unknown verb";
+    return verb == "pid" ? absl::StrCat(getpid()) : "unknown verb";
   }
 
   const int keeper_fd_;

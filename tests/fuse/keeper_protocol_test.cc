@@ -45,6 +45,8 @@ std::vector<Codec> Codecs() {
       {"unmount", EncodeUnmount({"/t", true}), [](absl::string_view b) { return DecodeUnmount(b).ok(); }},
       {"probe", EncodeProbe("/state"), [](absl::string_view b) { return DecodeProbe(b).ok(); }},
       {"mounted", EncodeMounted(7), [](absl::string_view b) { return DecodeMounted(b).ok(); }},
+      {"socket", EncodeSocket({"control", "1:2"}), [](absl::string_view b) { return DecodeSocket(b).ok(); }},
+      {"replace", EncodeReplace("/d"), [](absl::string_view b) { return DecodeReplace(b).ok(); }},
       {"connection", EncodeConnectionResult(connection),
        [](absl::string_view b) { return DecodeConnectionResult(b).ok(); }},
       {"probe result", EncodeProbeResult({Mode::kErofs, true, "why"}),
@@ -246,6 +248,21 @@ TEST(KeeperProtocol, StatusAndResult) {
   EXPECT_EQ(lengthy.message().size(), 4096u);
 }
 
+TEST(KeeperProtocol, SocketsAndPrograms) {
+  auto socket = DecodeSocket(EncodeSocket({"control", "1:2"}));
+  ASSERT_TRUE(socket.ok()) << socket.status();
+  EXPECT_EQ(socket->name, "control");
+  EXPECT_EQ(socket->place, "1:2");
+  for (const SocketRequest& bad :
+       {SocketRequest{"", "x"}, SocketRequest{"x", ""}, SocketRequest{std::string(256, 'x'), "x"}}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(DecodeSocket(EncodeSocket(bad)).status()));
+  }
+  EXPECT_EQ(*DecodeReplace(EncodeReplace("")), "");
+  EXPECT_EQ(*DecodeReplace(EncodeReplace("/bin/d")), "/bin/d");
+  EXPECT_TRUE(absl::IsInvalidArgument(DecodeReplace(EncodeReplace("d")).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(DecodeReplace(EncodeReplace("/d") + "x").status()));
+}
+
 TEST(KeeperProtocol, OutcomesOfChildren) {
   Outcome outcome = DecodeOutcome(EncodeOutcome({absl::OkStatus(), 42, "result"}));
   EXPECT_TRUE(outcome.status.ok());
@@ -277,6 +294,32 @@ TEST_F(SocketPair, DescriptorsTravelOnlyWhereTheyAreExpected) {
   EXPECT_FALSE(taken->truncated);
   ASSERT_TRUE(taken->descriptor.valid());
   EXPECT_NE(fcntl(taken->descriptor.get(), F_GETFD) & FD_CLOEXEC, 0);
+
+  // Two in one message: the second is nobody's.
+  const int both[2] = {null.get(), null.get()};
+  char byte = 'x';
+  iovec part{&byte, 1};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof both)] = {};
+  msghdr header{};
+  header.msg_iov = &part;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof control;
+  cmsghdr* rights = CMSG_FIRSTHDR(&header);
+  rights->cmsg_len = CMSG_LEN(sizeof both);
+  rights->cmsg_level = SOL_SOCKET;
+  rights->cmsg_type = SCM_RIGHTS;
+  memcpy(CMSG_DATA(rights), both, sizeof both);
+  const int next = dup(null.get());
+  close(next);
+  ASSERT_EQ(sendmsg(a_.get(), &header, 0), 1);
+  {
+    absl::StatusOr<Packet> two = ReceivePacket(b_.get(), true, 0);
+    ASSERT_TRUE(two.ok());
+    EXPECT_TRUE(two->truncated);
+  }
+  EXPECT_EQ(fcntl(next, F_GETFD), -1) << "a descriptor is left";
+  EXPECT_EQ(fcntl(next + 1, F_GETFD), -1) << "a descriptor is left";
 
   ASSERT_TRUE(SendPacket(a_.get(), "with", null.get(), 0).ok());
   absl::StatusOr<Packet> refused = ReceivePacket(b_.get(), false, 0);

@@ -1,0 +1,169 @@
+#!/bin/bash
+# A container on a lazy image reads its whole root (find, sha256sum -c, an exec loop, a reader that measures) while
+# lazyblobd is killed or replaced below it: no error, no wrong byte, no refused connection; the longest stall is printed.
+# Parts (default: all):
+#   storm     kill -9 at random, LAZYBLOB_KILLS times (20)
+#   upgrade   `lazyblob upgrade` back and forth between two programs, 20 times, and programs that cannot take over
+. "$(dirname "$0")/lib/common.sh"
+. "$E2E_DIR/lib/namespace.sh"
+enter_namespace "$0" "$@"
+for part in registry judge lazyblob containerd snapshotter; do . "$E2E_DIR/lib/$part.sh"; done
+need_tools docker-registry skopeo containerd ctr ctr-remote runc
+make_scratch
+chmod 0711 "$SCRATCH"
+private_programs
+forget_cgroups
+mkdir -p /run/containerd
+mount -t tmpfs -o mode=0711 shims /run/containerd   # sockets of shims: of this run alone
+failures=0
+fail() { log "FAILED: $*"; failures=$((failures + 1)); }
+CTR_PARENT=$SCRATCH
+
+# Reads one file after the other, each time from lazyblobd and not from memory, until $1 is there.
+read -r -d '' PROBE <<'PROBE' || true
+import os, random, sys, time
+files = [line.split("  ", 1)[1].rstrip("\n") for line in open("/tmp/sums", errors="surrogateescape") if line[0] != "\\"]
+random.seed(1)
+count, longest = 0, 0.0
+while not os.path.exists("/tmp/stop"):
+    fd = os.open(random.choice(files), os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    start = time.monotonic()
+    os.pread(fd, 65536, 0)
+    longest = max(longest, time.monotonic() - start)
+    os.close(fd)
+    count += 1
+print(f"{count} reads, longest stall {longest * 1000:.0f} ms")
+PROBE
+# Connects to both sockets until $3 is there: a refusal is an error.
+read -r -d '' KNOCK <<'KNOCK' || true
+import os, socket, sys, time
+count = 0
+while not os.path.exists(sys.argv[3]):
+    for path in sys.argv[1:3]:
+        with socket.socket(socket.AF_UNIX) as s:
+            try:
+                s.connect(path)
+            except OSError as error:
+                sys.exit(f"{path}: {error} after {count} connections")
+        count += 1
+    time.sleep(0.01)
+print(f"{count} connections, none refused")
+KNOCK
+
+task_exec() { ctr_ tasks exec --exec-id "e$RANDOM$RANDOM" "$@"; }
+in_container() { task_exec long /bin/sh -c "$1"; }
+exec_loop() {
+  local count=0
+  until [ -e "$SCRATCH/stop" ]; do
+    [ "$(task_exec long /bin/sh -c 'ls /usr > /dev/null && echo well' 2>&1)" = well ] || { echo "exec $count failed"; return 1; }
+    count=$((count + 1))
+  done
+  echo "$count execs"
+}
+
+LOADS=()
+load() {  # NAME CMD…
+  local name=$1
+  shift
+  ("$@" > "$SCRATCH/load-$name" 2>&1) & LOADS+=("$!:$name")
+}
+load_start() {
+  local root
+  LOADS=()
+  rm -f "$SCRATCH/stop"
+  registry_start "keeper-$1" "$WORK/images/registry"
+  judge_tree debian gzip
+  (cd "$JUDGE" && find . -xdev -type f ! -path './tmp/*' ! -path './etc/hosts' ! -path './etc/resolv.conf' ! -path './etc/hostname' \
+    -size +0 -exec sha256sum {} +) | sed 's,  \./,  /,' > "$SCRATCH/sums"
+  serve_configure "$1"
+  serve_plain_http "$REG"
+  "$LAZYBLOB_KEEPER" --max-restarts=1000000 -- "$LAZYBLOBD" --config "$LB_CONFIG" --root "$ROOT_DIR" --address "$LB_SOCKET" \
+    >> "$LB_LOG" 2>&1 &
+  SERVE_PID=$!
+  disown "$SERVE_PID"
+  wait_until 30 "lazyblobd did not start, see $LB_LOG: $(tail -2 "$LB_LOG")" test -S "$LB_SOCKET"
+  CTR_EXTRA=$(proxy_plugin lazyblob)
+  containerd_start "containerd-$1" lazyblob
+  ctr_remote images rpull --plain-http --snapshotter lazyblob "$REG/debian:estargz" > "$SCRATCH/pull.out" 2>&1 ||
+    die "rpull: $(tail -1 "$SCRATCH/pull.out")"
+  ctr_ run -d --snapshotter lazyblob "$REG/debian:estargz" long /usr/bin/sleep infinity || die "run"
+  root=/proc/$(ctr_ tasks ls | awk '$1 == "long" {print $2}')/root
+  mkdir -p "$root/tmp"
+  cp "$SCRATCH/sums" "$root/tmp/sums"
+  STOP=$root/tmp/stop
+  load sums in_container 'n=0; until [ -e /tmp/stop ]; do sha256sum -c --quiet /tmp/sums || exit 1; n=$((n + 1)); done; echo $n rounds'
+  load find in_container 'n=0; until [ -e /tmp/stop ]; do find / -xdev -type f -newermt 1990-01-01 > /dev/null || exit 1; n=$((n + 1)); done; echo $n rounds'
+  load probe task_exec long /usr/bin/python3 -c "$PROBE"
+  load exec exec_loop
+  load knock "$PYTHON" -c "$KNOCK" "$LB_SOCKET" "$ROOT_DIR/control.sock" "$SCRATCH/stop"
+}
+load_end() {
+  local one name
+  touch "$STOP" "$SCRATCH/stop"
+  for one in "${LOADS[@]}"; do
+    name=${one#*:}
+    wait "${one%%:*}" || fail "$1, $name: $(tail -3 "$SCRATCH/load-$name")"
+    log "$1, $name: $(tail -1 "$SCRATCH/load-$name")"
+  done
+  ctr_ tasks kill -s KILL long > /dev/null
+  wait_until 10 "the container does not end" sh -c "! ctr --address '$CTR_ADDRESS' tasks ls | grep -q RUNNING"
+  remove_everything || fail "$1: images cannot be removed"
+  local left; left=$(left_behind)
+  [ -z "$left" ] || fail "$1: left behind: $(head -c 600 <<< "$left")"
+  containerd_stop
+  serve_stop
+  registry_stop
+}
+loads_run() {
+  local one
+  for one in "${LOADS[@]}"; do kill -0 "${one%%:*}" 2>/dev/null || { fail "$1: ${one#*:} ended: $(tail -3 "$SCRATCH/load-${one#*:}")"; return 1; }; done
+}
+
+part_storm() {
+  local i pid seed=${LAZYBLOB_SEED:-$RANDOM} kills=${LAZYBLOB_KILLS:-20}
+  RANDOM=$seed
+  log "storm: seed $seed (LAZYBLOB_SEED)"
+  load_start storm
+  for ((i = 0; i < kills; i++)); do
+    sleep "$(printf '0.%03d' $((50 + RANDOM % 900)))"
+    [ $((i % 4)) != 0 ] || drop_caches
+    pid=$(lb_daemon_pid "$ROOT_DIR")
+    [ -z "$pid" ] || kill -9 "$pid"
+    loads_run "storm, kill $i" || break
+  done
+  lb --root "$ROOT_DIR" status > /dev/null || fail "no daemon after the kills"
+  log "storm: $i kills, $(grep -c 'was killed by signal 9' "$LB_LOG") successors"
+  load_end storm
+}
+
+part_upgrade() {
+  local i which
+  mkdir -p "$SCRATCH/other"
+  cp "$LAZYBLOBD" "$SCRATCH/other/lazyblobd"
+  printf '#!/bin/sh\n[ "$1" = --version ] && echo lazyblobd 9 || exit 1\n' > "$SCRATCH/other/useless"
+  chmod +x "$SCRATCH/other/useless"
+  load_start upgrade
+  for ((i = 0; i < 20; i++)); do
+    which=$LAZYBLOBD
+    [ $((i % 2)) = 1 ] || which=$SCRATCH/other/lazyblobd
+    lb --root "$ROOT_DIR" upgrade --binary "$which" > "$SCRATCH/out" 2>&1 || fail "upgrade $i: $(cat "$SCRATCH/out")"
+    grep -q "^$which .* serves" "$SCRATCH/out" || fail "upgrade $i says: $(cat "$SCRATCH/out")"
+    [ $((i % 4)) != 0 ] || drop_caches
+    loads_run "upgrade $i" || break
+  done
+  log "upgrade: $i upgrades; $(cat "$SCRATCH/out")"
+  lb_refused lb --root "$ROOT_DIR" upgrade --binary /bin/true || fail "upgrade to /bin/true"
+  lb_refused lb --root "$ROOT_DIR" upgrade --binary "$SCRATCH/other/useless" || fail "upgrade to a useless program"
+  grep -q "$LAZYBLOBD serves again" "$LB_ERR" || fail "a useless program: $(cat "$LB_ERR")"
+  # the same path, another file
+  cp "$SCRATCH/other/lazyblobd" "$LAZYBLOBD.new"
+  mv "$LAZYBLOBD.new" "$LAZYBLOBD"
+  lb --root "$ROOT_DIR" upgrade > "$SCRATCH/out" 2>&1 || fail "upgrade in place: $(cat "$SCRATCH/out")"
+  load_end upgrade
+}
+
+[ $# -gt 0 ] || set -- storm upgrade
+for part in "$@"; do "part_$part"; done
+log "$failures failures"
+[ "$failures" = 0 ]
