@@ -117,13 +117,14 @@ wait_until 30 "the cache does not start" waits_at "$GATE-other"
 kill -INT "$EXPORT_PID"
 ended
 [ "$STATUS" = 1 ] || die "exit status $STATUS: $(cat "$SCRATCH/err")"
+none image && none cache || die "something is said to be ready"
+wait_until 20 "upload sessions are left" no_sessions
 control POST "gates/$GATE/open" > /dev/null
 control POST "gates/$GATE-other/open" > /dev/null
-none image && none cache || die "something is said to be ready"
-wait_until 20 "upload sessions are left: $(sessions)" no_sessions
+wait_until 20 "the daemon does not end" lb_no_daemon "$ROOT_DIR"
+no_sessions || die "upload sessions are left"
 if pullable "$APP:1" || pullable "$CACHE:1"; then die "something is tagged"; fi
 if grep -q 'warning' "$SCRATCH/err"; then die "a warning of what was cancelled: $(cat "$SCRATCH/err")"; fi
-wait_until 20 "the daemon does not end" lb_no_daemon "$ROOT_DIR"
 
 log "parallel without a cache: a warning, whoever asks and how"
 fresh
