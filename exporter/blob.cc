@@ -56,6 +56,7 @@ class LazyBlob final : public WholeBlob {
   std::vector<std::string> sources() const override { return store_.SourceNames(*layer_); }
   std::vector<oci::Reference> repositories() const override { return repositories_; }
   std::string origin() const override { return absl::StrCat("layer:", layer_->id()); }
+  bool provided() const override { return !sources().empty(); }
   bool local() const override { return false; }
 
  private:
@@ -124,8 +125,11 @@ class MemoryBlob final : public WholeBlob {
 
 class LayoutBlob final : public WholeBlob {
  public:
-  LayoutBlob(std::shared_ptr<const oci::Layout> layout, oci::Descriptor descriptor)
-      : WholeBlob(std::move(descriptor)), layout_(std::move(layout)) {}
+  LayoutBlob(std::shared_ptr<const oci::Layout> layout, oci::Descriptor descriptor,
+             std::vector<oci::Reference> repositories)
+      : WholeBlob(std::move(descriptor)),
+        layout_(std::move(layout)),
+        repositories_(std::move(repositories)) {}
   absl::Status Read(uint64_t offset, registry::BodySink sink,
                     const contentstore::FetchContext& context) override {
     RETURN_IF_ERROR(CheckOffset(offset, descriptor_.size, descriptor_.digest));
@@ -148,10 +152,12 @@ class LayoutBlob final : public WholeBlob {
   std::vector<std::string> sources() const override {
     return {absl::StrCat("layout:", layout_->directory())};
   }
+  std::vector<oci::Reference> repositories() const override { return repositories_; }
   bool local() const override { return true; }
 
  private:
   const std::shared_ptr<const oci::Layout> layout_;  // shared by its blobs
+  const std::vector<oci::Reference> repositories_;
 };
 
 }  // namespace
@@ -176,8 +182,9 @@ std::shared_ptr<Blob> MakeMemoryBlob(std::string bytes, std::string media_type) 
   return std::make_shared<MemoryBlob>(std::move(bytes), std::move(descriptor));
 }
 
-std::shared_ptr<Blob> MakeLayoutBlob(std::shared_ptr<const oci::Layout> layout, oci::Descriptor descriptor) {
-  return std::make_shared<LayoutBlob>(std::move(layout), std::move(descriptor));
+std::shared_ptr<Blob> MakeLayoutBlob(std::shared_ptr<const oci::Layout> layout, oci::Descriptor descriptor,
+                                     std::vector<oci::Reference> repositories) {
+  return std::make_shared<LayoutBlob>(std::move(layout), std::move(descriptor), std::move(repositories));
 }
 
 }  // namespace lazyblob::exporter

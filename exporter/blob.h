@@ -39,6 +39,8 @@ class Blob {
   // Blobs of one digest and one origin have their bytes from the same place: one read can serve them all.
   // Empty: it shares with nobody.
   virtual std::string origin() const { return {}; }
+  // False: nobody has its bytes, reading it is the "provider missing" error.
+  virtual bool provided() const { return true; }
   // Local bytes cost no network to read.
   virtual bool local() const = 0;
 };
@@ -52,6 +54,7 @@ std::shared_ptr<Blob> MakeLazyBlob(contentstore::ContentStore* store,
 std::shared_ptr<Blob> MakeStagedBlob(std::shared_ptr<StagedBlob> staged,
                                      std::function<oci::Descriptor(const StagedBlob::Whole&)> descriptor);
 std::shared_ptr<Blob> MakeMemoryBlob(std::string bytes, std::string media_type);
-std::shared_ptr<Blob> MakeLayoutBlob(std::shared_ptr<const oci::Layout> layout, oci::Descriptor descriptor);
+std::shared_ptr<Blob> MakeLayoutBlob(std::shared_ptr<const oci::Layout> layout, oci::Descriptor descriptor,
+                                     std::vector<oci::Reference> repositories = {});
 
 }  // namespace lazyblob::exporter

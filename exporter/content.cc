@@ -58,6 +58,7 @@ class MissingBlob final : public Blob {
   absl::Status Read(uint64_t, registry::BodySink, const contentstore::FetchContext&) override {
     return contentstore::ProviderMissingError({{descriptor_.digest, descriptor_.size, wanted_by_}});
   }
+  bool provided() const override { return false; }
   bool local() const override { return true; }
 
  private:
@@ -72,10 +73,12 @@ class Origin {
   virtual absl::StatusOr<registry::FetchedManifest> Top(const registry::CallContext& context) = 0;
   virtual absl::StatusOr<registry::FetchedManifest> Read(const oci::Descriptor& descriptor,
                                                          const registry::CallContext& context) = 0;
+  // What layers are to be had from later; null: nothing that stays.
   virtual std::shared_ptr<contentstore::BlobSource> source() const = 0;
   virtual std::vector<oci::Reference> repositories() const = 0;
-  // Null: the blob is not there. Does not ask anybody.
-  virtual std::shared_ptr<Blob> Open(const oci::Descriptor& descriptor) const = 0;
+  // Null: the blob is not there. Does not ask anybody. `repositories`: all that are known to have it.
+  virtual std::shared_ptr<Blob> Open(const oci::Descriptor& descriptor,
+                                     std::vector<oci::Reference> repositories) const = 0;
 };
 
 class RegistryOrigin final : public Origin {
@@ -97,8 +100,9 @@ class RegistryOrigin final : public Origin {
   }
   std::shared_ptr<contentstore::BlobSource> source() const override { return source_; }
   std::vector<oci::Reference> repositories() const override { return {reference_}; }
-  std::shared_ptr<Blob> Open(const oci::Descriptor& descriptor) const override {
-    return MakeSourceBlob(source_, descriptor, {reference_});
+  std::shared_ptr<Blob> Open(const oci::Descriptor& descriptor,
+                             std::vector<oci::Reference> repositories) const override {
+    return MakeSourceBlob(source_, descriptor, std::move(repositories));
   }
 
  private:
@@ -109,8 +113,8 @@ class RegistryOrigin final : public Origin {
 
 class LayoutOrigin final : public Origin {
  public:
-  LayoutOrigin(oci::Layout layout, std::optional<std::string> tag)
-      : layout_(std::make_shared<const oci::Layout>(std::move(layout))), tag_(std::move(tag)) {}
+  LayoutOrigin(std::shared_ptr<const oci::Layout> layout, std::optional<std::string> tag, bool stays)
+      : layout_(std::move(layout)), tag_(std::move(tag)), stays_(stays) {}
 
   absl::StatusOr<registry::FetchedManifest> Top(const registry::CallContext& context) override {
     ASSIGN_OR_RETURN(oci::Descriptor top, layout_->Resolve(tag_));
@@ -125,17 +129,19 @@ class LayoutOrigin final : public Origin {
     return document;
   }
   std::shared_ptr<contentstore::BlobSource> source() const override {
-    return contentstore::MakeLayoutSource(layout_->directory());
+    return stays_ ? contentstore::MakeLayoutSource(layout_->directory()) : nullptr;
   }
   std::vector<oci::Reference> repositories() const override { return {}; }
-  std::shared_ptr<Blob> Open(const oci::Descriptor& descriptor) const override {
+  std::shared_ptr<Blob> Open(const oci::Descriptor& descriptor,
+                             std::vector<oci::Reference> repositories) const override {
     if (!layout_->OpenBlob(descriptor.digest).ok()) return nullptr;
-    return MakeLayoutBlob(layout_, descriptor);
+    return MakeLayoutBlob(layout_, descriptor, std::move(repositories));
   }
 
  private:
   const std::shared_ptr<const oci::Layout> layout_;  // shared with its blobs
   const std::optional<std::string> tag_;
+  const bool stays_;
 };
 
 class Reader {
@@ -208,12 +214,15 @@ class Reader {
 
   absl::StatusOr<std::shared_ptr<Blob>> OpenBlob(const ContentBlob& wanted) {
     const oci::Descriptor& descriptor = wanted.descriptor;
-    std::shared_ptr<Blob> here = origin_.Open(descriptor);
-    const bool known = parts_.store->Find(descriptor.digest) != nullptr;
-    if (known || (parts_.keep && wanted.layer)) {
+    const std::shared_ptr<contentstore::LazyLayer> known = parts_.store->Find(descriptor.digest);
+    const std::shared_ptr<contentstore::BlobSource> source = origin_.source();
+    std::shared_ptr<Blob> here =
+        origin_.Open(descriptor, known != nullptr ? Repositories(*known) : origin_.repositories());
+    if (here != nullptr && source == nullptr) return here;
+    if (known != nullptr || (parts_.keep && wanted.layer)) {
       contentstore::DescriptorHandler handler;
       handler.descriptor = descriptor;
-      if (here != nullptr) handler.sources.push_back(origin_.source());
+      if (here != nullptr) handler.sources.push_back(source);
       ASSIGN_OR_RETURN(std::shared_ptr<contentstore::LazyLayer> layer, parts_.store->AddHandler(handler));
       return MakeLazyBlob(parts_.store, layer, descriptor, Repositories(*layer), parts_.keep_blobs);
     }
@@ -241,6 +250,16 @@ class Reader {
   std::set<base::Digest> seen_;
 };
 
+absl::StatusOr<Content> ReadFrom(Origin* origin, const ContentParts& parts, std::string name,
+                                 const std::optional<oci::Platform>& platform,
+                                 const registry::CallContext& context) {
+  Content content;
+  content.name = std::move(name);
+  absl::Status status = Reader(parts, origin, context, &content).Read(platform);
+  if (!status.ok()) return base::Annotate(status, base::Printable(content.name));
+  return content;
+}
+
 }  // namespace
 
 const ContentBlob* Content::Find(const base::Digest& digest) const {
@@ -255,6 +274,17 @@ const Document* Content::FindDocument(const base::Digest& digest) const {
   return found == documents.end() ? nullptr : &*found;
 }
 
+absl::Status CheckProvided(const Content& content, const std::vector<base::Digest>& wanted) {
+  std::vector<contentstore::MissingProvider> missing;
+  std::set<base::Digest> seen;
+  for (const base::Digest& digest : wanted) {
+    const ContentBlob* blob = content.Find(digest);
+    if (blob == nullptr || blob->blob->provided() || !seen.insert(digest).second) continue;
+    missing.push_back({digest, blob->descriptor.size, content.name});
+  }
+  return missing.empty() ? absl::OkStatus() : contentstore::ProviderMissingError(missing);
+}
+
 std::shared_ptr<Blob> MakeSourceBlob(std::shared_ptr<contentstore::BlobSource> source,
                                      oci::Descriptor descriptor, std::vector<oci::Reference> repositories) {
   return std::make_shared<SourceBlob>(std::move(source), std::move(descriptor), std::move(repositories));
@@ -267,20 +297,23 @@ std::shared_ptr<Blob> MakeMissingBlob(oci::Descriptor descriptor, std::string wa
 absl::StatusOr<Content> ReadContent(const ContentParts& parts, const oci::ImageReference& reference,
                                     const std::optional<oci::Platform>& platform,
                                     const registry::CallContext& context) {
-  Content content;
-  content.name = oci::ToString(reference);
-  std::unique_ptr<Origin> origin;
+  const std::string name = oci::ToString(reference);
   if (const auto* remote = std::get_if<oci::Reference>(&reference)) {
-    origin = std::make_unique<RegistryOrigin>(parts.client, *remote);
-  } else {
-    const auto& local = std::get<oci::LayoutReference>(reference);
-    auto layout = oci::Layout::Open(local.directory);
-    if (!layout.ok()) return base::Annotate(layout.status(), base::Printable(content.name));
-    origin = std::make_unique<LayoutOrigin>(*std::move(layout), local.tag);
+    RegistryOrigin origin(parts.client, *remote);
+    return ReadFrom(&origin, parts, name, platform, context);
   }
-  absl::Status status = Reader(parts, origin.get(), context, &content).Read(platform);
-  if (!status.ok()) return base::Annotate(status, base::Printable(content.name));
-  return content;
+  const auto& local = std::get<oci::LayoutReference>(reference);
+  auto layout = oci::Layout::Open(local.directory);
+  if (!layout.ok()) return base::Annotate(layout.status(), base::Printable(name));
+  LayoutOrigin origin(std::make_shared<const oci::Layout>(*std::move(layout)), local.tag, /*stays=*/true);
+  return ReadFrom(&origin, parts, name, platform, context);
+}
+
+absl::StatusOr<Content> ReadContent(const ContentParts& parts, std::shared_ptr<const oci::Layout> layout,
+                                    std::string name, const std::optional<oci::Platform>& platform,
+                                    const registry::CallContext& context) {
+  LayoutOrigin origin(std::move(layout), std::nullopt, /*stays=*/false);
+  return ReadFrom(&origin, parts, std::move(name), platform, context);
 }
 
 }  // namespace lazyblob::exporter

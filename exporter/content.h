@@ -13,6 +13,7 @@
 #include "contentstore/content_store.h"
 #include "exporter/blob.h"
 #include "oci/descriptor.h"
+#include "oci/layout.h"
 #include "oci/manifest.h"
 #include "oci/reference.h"
 #include "registry/client.h"
@@ -61,6 +62,15 @@ struct ContentParts {
 absl::StatusOr<Content> ReadContent(const ContentParts& parts, const oci::ImageReference& reference,
                                     const std::optional<oci::Platform>& platform,
                                     const registry::CallContext& context);
+
+// The same of a layout that is no source of layers, because it may go (Leases::Image): what lies in it is
+// local. `name` is for messages.
+absl::StatusOr<Content> ReadContent(const ContentParts& parts, std::shared_ptr<const oci::Layout> layout,
+                                    std::string name, const std::optional<oci::Platform>& platform,
+                                    const registry::CallContext& context);
+
+// One "provider missing" error for all of these of which nobody has the bytes; OK when there is none.
+absl::Status CheckProvided(const Content& content, const std::vector<base::Digest>& wanted);
 
 // A blob whose bytes come from `source` alone, and which the content store does not know.
 std::shared_ptr<Blob> MakeSourceBlob(std::shared_ptr<contentstore::BlobSource> source,

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "exporter/assembly.h"
 #include "exporter/content.h"
 #include "exporter/internal/at_once.h"
+#include "exporter/internal/commit_gate.h"
 #include "exporter/local_destinations.h"
 #include "exporter/spec.h"
 #include "exporter/unlazy.h"
@@ -82,17 +84,23 @@ class Job {
     return call;
   }
 
-  ContentParts Reading(bool keep) const {
+  using Destinations = google::protobuf::RepeatedPtrField<std::string>;
+
+  // For content that goes to `destinations`.
+  ContentParts Reading(const Destinations& destinations, bool keep) const {
+    // In a lease layers are to stay lazy; what is kept is in it.
+    const bool to_store = std::any_of(destinations.begin(), destinations.end(),
+                                      [](const std::string& one) { return absl::StartsWith(one, "store:"); });
     ContentParts parts;
     parts.client = parts_.client;
     parts.store = parts_.store;
-    parts.keep = keep;
-    parts.keep_blobs = request_.keep() && !ToStore();  // a lease has them
+    parts.keep = keep || request_.keep() || to_store;
+    parts.keep_blobs = request_.keep() && !to_store;
     return parts;
   }
 
   absl::StatusOr<Content> Resolve(const v1::Image& image) {
-    ASSIGN_OR_RETURN(oci::ImageReference reference, Where(image.base()));
+    ASSIGN_OR_RETURN(const ImageSource source, ParseImageSource(image.base()));
     std::optional<oci::Platform> platform;
     if (!image.all_platforms()) {
       platform = oci::HostPlatform();
@@ -100,24 +108,15 @@ class Job {
         ASSIGN_OR_RETURN(platform, oci::ParsePlatform(image.platform()));
       }
     }
-    const bool keep = request_.keep() || request_.unlazy() || ToStore();
-    return ReadContent(Reading(keep), reference, platform, ResolveCall());
-  }
-
-  // Whether layers are to stay lazy in a lease.
-  bool ToStore() const {
-    const auto& all = request_.destinations();
-    return std::any_of(all.begin(), all.end(),
-                       [](const std::string& one) { return absl::StartsWith(one, "store:"); });
-  }
-
-  absl::StatusOr<oci::ImageReference> Where(const std::string& base) const {
-    ASSIGN_OR_RETURN(ImageSource source, ParseImageSource(base));
-    if (const auto* reference = std::get_if<oci::ImageReference>(&source)) return *reference;
+    const ContentParts reading = Reading(request_.destinations(), request_.unlazy());
+    if (const auto* reference = std::get_if<oci::ImageReference>(&source)) {
+      return ReadContent(reading, *reference, platform, ResolveCall());
+    }
     RETURN_IF_ERROR(NeedLeases());
     ASSIGN_OR_RETURN(auto layout, parts_.leases->Image(std::get<StoreDestination>(source).name));
-    return oci::ImageReference(std::move(layout));
+    return ReadContent(reading, std::move(layout), image.base(), platform, ResolveCall());
   }
+
   absl::Status NeedLeases() const {
     if (parts_.leases != nullptr) return absl::OkStatus();
     return absl::FailedPreconditionError("store: is only for exports of a daemon");
@@ -159,13 +158,26 @@ class Job {
     }
     if (!with_image) return cache;
     const bool for_cache = absl::IsCancelled(image) && first_failed_ == 2 && !caller_.cancel->cancelled();
-    if (!image.ok() && !for_cache) return image;
+    if (!image.ok() && !for_cache) return WithMissing(image, cache);
     if (!cache.ok() && request_.on_failure() != v1::INDEPENDENT &&
         request_.on_failure() != v1::ON_FAILURE_UNSPECIFIED) {
       return base::Annotate(cache, "cache");
     }
     if (!cache.ok()) Warn(absl::StrCat("the cache was not exported: ", cache.message()));
     return image;
+  }
+
+  // What nobody can provide is listed of both.
+  static absl::Status WithMissing(const absl::Status& image, const absl::Status& cache) {
+    auto missing = contentstore::GetMissingProviders(image);
+    const auto more = contentstore::GetMissingProviders(cache);
+    if (missing.empty() || more.empty()) return image;
+    std::set<base::Digest> named;
+    for (const auto& one : missing) named.insert(one.digest);
+    for (const auto& one : more) {
+      if (named.insert(one.digest).second) missing.push_back(one);
+    }
+    return contentstore::ProviderMissingError(missing);
   }
 
   // Keeps what one of both ended with, and ends the other if that is wanted.
@@ -262,13 +274,13 @@ class Job {
       ASSIGN_OR_RETURN(whole, JoinPlatforms(std::move(contents), request_, Fetch()));
       return absl::OkStatus();
     };
-    if (copies_only) RETURN_IF_ERROR(finish());
+    const bool finished = copies_only || request_.unlazy();
+    if (finished) RETURN_IF_ERROR(finish());
     if (request_.unlazy()) {
-      if (!copies_only) RETURN_IF_ERROR(finish());
       RETURN_IF_ERROR(
           Unlazy(whole, parts_.store, Fetch(), [this](const v1::Progress& progress) { Tell(progress); }));
     }
-    ASSIGN_OR_RETURN(v1::AllReady ready, PutAll(copies_only ? whole : early, copies_only, finish, whole,
+    ASSIGN_OR_RETURN(v1::AllReady ready, PutAll(finished ? whole : early, finished, finish, whole,
                                                 destinations, Priority::kImage));
     if (!ready.ready().empty()) ImageReady(ready);
     return absl::OkStatus();
@@ -315,7 +327,8 @@ class Job {
     for (const std::string& import : request_.cache().imports()) {
       ASSIGN_OR_RETURN(const oci::ImageReference reference, oci::ParseImageReference(import));
       options.call = ResolveCall();
-      RETURN_IF_ERROR(ImportCache(Reading(request_.keep()), reference, options, &cache_.imported));
+      RETURN_IF_ERROR(
+          ImportCache(Reading(request_.cache().destinations(), false), reference, options, &cache_.imported));
     }
     for (const std::string& warning : cache_.imported.warnings) Warn(warning);
     return absl::OkStatus();
@@ -340,8 +353,8 @@ class Job {
     return absl::OkStatus();
   }
 
-  // All destinations side by side; a failure of one ends the others. `finish` makes `whole`, unless
-  // `finished`.
+  // All destinations side by side; a failure of one ends the others, and none has a name then. `finish` makes
+  // `whole`, unless `finished`.
   absl::StatusOr<v1::AllReady> PutAll(const Content& early, bool finished,
                                       const std::function<absl::Status()>& finish, const Content& whole,
                                       const std::vector<Destination>& destinations, Priority priority) {
@@ -368,13 +381,19 @@ class Job {
     std::vector<v1::Ready> ready;
     std::vector<v1::Ready> local(others.size());
     const size_t tasks = others.size() + (references.empty() ? 0 : 1);
+    CommitGate gate(tasks, !references.empty(), stop);
     RETURN_IF_ERROR(AtOnce(tasks, tasks, stop.get(), [&](size_t i) -> absl::Status {
       if (i == others.size()) {
-        ASSIGN_OR_RETURN(ready, Publish(early, get_whole, references, Publishing(stop, priority)));
+        PublishOptions publishing = Publishing(stop, priority);
+        publishing.prepared = [&gate] { return gate.WaitToTag(); };
+        ASSIGN_OR_RETURN(ready, Publish(early, get_whole, references, publishing));
+        gate.Tagged();
         return absl::OkStatus();
       }
       ASSIGN_OR_RETURN(const Content* content, get_whole());
-      ASSIGN_OR_RETURN(local[i], WriteLocal(*content, *others[i], stop, priority));
+      ASSIGN_OR_RETURN(LocalOptions writing, Writing(stop, priority));
+      writing.prepared = [&gate] { return gate.WaitToCommit(); };
+      ASSIGN_OR_RETURN(local[i], WriteLocal(*content, *others[i], writing));
       return absl::OkStatus();
     }));
     v1::AllReady all;
@@ -400,8 +419,7 @@ class Job {
     return options;
   }
 
-  absl::StatusOr<v1::Ready> WriteLocal(const Content& content, const Destination& destination,
-                                       const std::shared_ptr<base::CancelToken>& stop, Priority priority) {
+  absl::StatusOr<LocalOptions> Writing(const std::shared_ptr<base::CancelToken>& stop, Priority priority) {
     LocalOptions options;
     options.cache = priority == Priority::kCache;
     options.append = request_.index() == v1::INDEX_APPEND && !options.cache;
@@ -415,6 +433,11 @@ class Job {
     options.cancel = stop;
     options.credentials = caller_.credentials;
     options.progress = [this](const v1::Progress& progress) { Tell(progress); };
+    return options;
+  }
+
+  absl::StatusOr<v1::Ready> WriteLocal(const Content& content, const Destination& destination,
+                                       const LocalOptions& options) {
     if (const auto* layout = std::get_if<oci::LayoutReference>(&destination)) {
       return WriteToLayout(content, *layout, options);
     }

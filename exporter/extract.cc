@@ -221,6 +221,9 @@ absl::StatusOr<ExtractSummary> ExtractLayers(const std::vector<ExtractLayer>& la
   struct stat before{};
   if (::fstat(root.get(), &before) != 0) return base::ErrnoStatus(errno, what);
   absl::StatusOr<ExtractSummary> summary = Extraction(layers, directory, options).Run(root.get());
+  if (summary.ok() && options.prepared) {
+    if (const absl::Status prepared = options.prepared(); !prepared.ok()) summary = prepared;
+  }
   if (summary.ok()) return summary;
   if (absl::StatusOr<std::vector<std::string>> left = base::ListDirectory(directory); left.ok()) {
     for (const std::string& name : *left) base::RemoveTree(absl::StrCat(directory, "/", name)).IgnoreError();

@@ -36,6 +36,8 @@ struct ExtractOptions {
   contentstore::FetchContext context;
   std::function<void(const ExtractProgress&)>
       progress;  // any thread, one call at a time; quick; may be empty
+  // Called when all is unpacked; its error is one of the extraction. May be empty.
+  std::function<absl::Status()> prepared;
 };
 
 struct ExtractSummary {

@@ -55,11 +55,6 @@ absl::Status WriteLease(const std::string& directory, const v1::Lease& lease) {
   return base::WriteFileAtomically(directory + "/lease.json", json + "\n");
 }
 
-// Its bytes can be had again: they need not be kept.
-bool StaysLazy(const ContentBlob& blob) {
-  return blob.layer && !blob.blob->local() && !blob.blob->sources().empty();
-}
-
 }  // namespace
 
 v1::Blob DescribeLayer(contentstore::ContentStore& store, contentstore::LazyLayer& layer) {
@@ -154,9 +149,33 @@ absl::Status Leases::Restore(const std::string& name) {
     entry.layers.push_back(std::move(layer));
   }
   entry.lease = std::move(lease);
+  entry.tree = NewTree();
   absl::MutexLock lock(&mutex_);
   leases_[name] = std::move(entry);
   return absl::OkStatus();
+}
+
+Leases::Tree::~Tree() {
+  if (discarded.empty()) return;
+  const absl::Status status = base::RemoveTree(discarded);
+  if (!status.ok()) log(absl::StrCat("lease: ", base::Printable(status.message())));
+}
+
+std::shared_ptr<Leases::Tree> Leases::NewTree() const {
+  auto tree = std::make_shared<Tree>();
+  tree->log = options_.log;
+  return tree;
+}
+
+// Its bytes can be had again: they need not be kept. What a lease or the store itself has may go.
+bool Leases::StaysLazy(const ContentBlob& blob, contentstore::LazyLayer& layer) const {
+  if (!blob.layer || blob.blob->local()) return false;
+  const std::string of_lease = absl::StrCat(kLayoutSource, options_.directory, "/");
+  const std::string of_store = absl::StrCat("file:", layer.directory(), "/");
+  const std::vector<std::string> sources = blob.blob->sources();
+  return std::any_of(sources.begin(), sources.end(), [&](const std::string& source) {
+    return !absl::StartsWith(source, of_lease) && !absl::StartsWith(source, of_store);
+  });
 }
 
 std::string Leases::PathOf(absl::string_view name) const {
@@ -171,6 +190,7 @@ Leases::Entry Leases::NewEntry(const std::string& name, const Layers& layers) co
   entry.lease.set_created(absl::ToUnixSeconds(absl::Now()));
   for (const auto& layer : layers) *entry.lease.add_layers() = DescribeLayer(*options_.store, *layer);
   entry.layers = layers;
+  entry.tree = NewTree();
   return entry;
 }
 
@@ -189,6 +209,7 @@ absl::Status Leases::Hold(const std::string& name, const Layers& layers) {
       entry.layers.push_back(before.layers[static_cast<size_t>(i)]);
     }
     entry.lease.set_created(before.lease.created());
+    entry.tree = before.tree;
     if (before.lease.has_image()) *entry.lease.mutable_image() = before.lease.image();
   }
   RETURN_IF_ERROR(base::MakeDirectories(PathOf(name)));
@@ -205,8 +226,8 @@ absl::StatusOr<v1::Ready> Leases::HoldImage(const std::string& name, const Conte
   Content written{content.name, content.documents, {}};
   Layers held;
   for (const ContentBlob& blob : content.blobs) {
-    auto layer = whole || !StaysLazy(blob) ? nullptr : options_.store->Find(blob.descriptor.digest);
-    if (layer == nullptr) {
+    auto layer = whole ? nullptr : options_.store->Find(blob.descriptor.digest);
+    if (layer == nullptr || !StaysLazy(blob, *layer)) {
       written.blobs.push_back(blob);
     } else {
       held.push_back(std::move(layer));
@@ -218,29 +239,35 @@ absl::StatusOr<v1::Ready> Leases::HoldImage(const std::string& name, const Conte
     temporary = PathOf(Temporary());
   }
   LocalOptions inner = options;
+  inner.prepared = nullptr;
   inner.progress = [&](const v1::Progress& progress) {
     v1::Progress told = progress;
     told.set_destination(destination);
     if (options.progress) options.progress(told);
   };
   RETURN_IF_ERROR(base::MakeDirectories(temporary));
-  absl::Cleanup remove = [&] { base::RemoveTree(temporary).IgnoreError(); };  // or what it has replaced
+  absl::Cleanup remove = [&] { base::RemoveTree(temporary).IgnoreError(); };
   ASSIGN_OR_RETURN(v1::Ready ready, WriteToLayout(written, {temporary + "/image", std::nullopt}, inner));
   Entry entry = NewEntry(name, held);
   *entry.lease.mutable_image() = ToProto(content.top().descriptor);
   RETURN_IF_ERROR(WriteLease(temporary, entry.lease));
   ready.set_reference(destination);
+  if (options.prepared) RETURN_IF_ERROR(options.prepared());
+  std::shared_ptr<Tree> before;  // goes when nothing is locked
   absl::MutexLock lock(&mutex_);
   const std::string path = PathOf(name);
   int failed = renameat2(AT_FDCWD, temporary.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE);
   if (failed != 0 && errno == ENOENT) failed = rename(temporary.c_str(), path.c_str());
   if (failed != 0) return base::ErrnoStatus(errno, absl::StrCat("rename to ", base::Printable(path)));
+  std::move(remove).Cancel();
+  before = std::exchange(leases_[name], std::move(entry)).tree;
+  if (before == nullptr) before = NewTree();  // what cannot be a lease lies there, or nothing
+  before->discarded = temporary;
   RETURN_IF_ERROR(base::SyncDirectory(options_.directory));
-  leases_[name] = std::move(entry);
   return ready;
 }
 
-absl::StatusOr<oci::LayoutReference> Leases::Image(const std::string& name) {
+absl::StatusOr<std::shared_ptr<const oci::Layout>> Leases::Image(const std::string& name) {
   RETURN_IF_ERROR(CheckLeaseName(name));
   absl::MutexLock lock(&mutex_);
   auto found = leases_.find(name);
@@ -248,24 +275,31 @@ absl::StatusOr<oci::LayoutReference> Leases::Image(const std::string& name) {
     return absl::NotFoundError(
         absl::StrCat("store:", name, ": there is no such image; `lazyblob leases` lists what there is"));
   }
-  return oci::LayoutReference{PathOf(name) + "/image", std::nullopt};
+  struct Pinned {
+    oci::Layout layout;
+    std::shared_ptr<Tree> tree;
+    Layers layers;
+  };
+  ASSIGN_OR_RETURN(oci::Layout layout, oci::Layout::Open(PathOf(name) + "/image"));
+  const auto pinned =
+      std::make_shared<const Pinned>(Pinned{std::move(layout), found->second.tree, found->second.layers});
+  return std::shared_ptr<const oci::Layout>(pinned, &pinned->layout);
 }
 
 absl::Status Leases::Release(const std::string& name) {
   RETURN_IF_ERROR(CheckLeaseName(name));
-  std::string temporary;
-  {
-    absl::MutexLock lock(&mutex_);
-    auto found = leases_.find(name);
-    if (found == leases_.end()) return absl::NotFoundError(absl::StrCat("lease ", name, ": there is none"));
-    temporary = PathOf(Temporary());
-    if (rename(PathOf(name).c_str(), temporary.c_str()) != 0) {
-      return base::ErrnoStatus(errno, absl::StrCat("remove ", base::Printable(PathOf(name))));
-    }
-    RETURN_IF_ERROR(base::SyncDirectory(options_.directory));
-    leases_.erase(found);
+  Entry gone;  // goes when nothing is locked
+  absl::MutexLock lock(&mutex_);
+  auto found = leases_.find(name);
+  if (found == leases_.end()) return absl::NotFoundError(absl::StrCat("lease ", name, ": there is none"));
+  const std::string temporary = PathOf(Temporary());
+  if (rename(PathOf(name).c_str(), temporary.c_str()) != 0) {
+    return base::ErrnoStatus(errno, absl::StrCat("remove ", base::Printable(PathOf(name))));
   }
-  return base::RemoveTree(temporary);
+  gone = std::move(found->second);
+  gone.tree->discarded = temporary;
+  leases_.erase(found);
+  return base::SyncDirectory(options_.directory);
 }
 
 std::vector<v1::Lease> Leases::List() {

@@ -19,7 +19,7 @@
 #include "contentstore/content_store.h"
 #include "exporter/content.h"
 #include "exporter/local_destinations.h"
-#include "oci/reference.h"
+#include "oci/layout.h"
 #include "proto/blobs.pb.h"
 
 namespace lazyblob::exporter {
@@ -50,11 +50,13 @@ class Leases {
   // Makes the lease, or adds to it. Durable on return.
   absl::Status Hold(const std::string& name, const Layers& layers) ABSL_LOCKS_EXCLUDED(mutex_);
   // Makes it the lease of `content` instead of what it was before; durable on return. Layers that have
-  // sources are held, everything else is written; with `whole` everything is. As WriteToLayout.
+  // sources elsewhere are held, everything else is written; with `whole` everything is. As WriteToLayout.
   absl::StatusOr<v1::Ready> HoldImage(const std::string& name, const Content& content, bool whole,
                                       const LocalOptions& options) ABSL_LOCKS_EXCLUDED(mutex_);
-  // Where its image is, as long as it is not released. NotFound.
-  absl::StatusOr<oci::LayoutReference> Image(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Its image, the only one in the layout; whoever holds it can read it and has its layers, also when the
+  // lease is released or another image takes its place. NotFound.
+  absl::StatusOr<std::shared_ptr<const oci::Layout>> Image(const std::string& name)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // NotFound.
   absl::Status Release(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<v1::Lease> List() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -62,9 +64,16 @@ class Leases {
   std::set<base::Digest> Held() ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  // The files of a lease.
+  struct Tree {
+    ~Tree();
+    std::string discarded;  // where they were moved to, and go with this object; empty: they stay
+    std::function<void(absl::string_view)> log;
+  };
   struct Entry {
     v1::Lease lease;
-    Layers layers;  // holding them is what keeps them
+    Layers layers;               // holding them is what keeps them
+    std::shared_ptr<Tree> tree;  // shared with who reads the image
   };
 
   explicit Leases(LeasesOptions options) : options_(std::move(options)) {}
@@ -72,6 +81,8 @@ class Leases {
   std::string PathOf(absl::string_view name) const;
   // A name below the directory that no lease can have.
   std::string Temporary() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::shared_ptr<Tree> NewTree() const;
+  bool StaysLazy(const ContentBlob& blob, contentstore::LazyLayer& layer) const;
   // What `name` is to be, and holds already.
   Entry NewEntry(const std::string& name, const Layers& layers) const;
 

@@ -252,6 +252,7 @@ absl::StatusOr<v1::Ready> WriteToLayout(const Content& content, const oci::Layou
     if (options.append && &document == &content.top()) continue;
     RETURN_IF_ERROR(layout->PutBlob(document.descriptor, document.raw));
   }
+  if (options.prepared) RETURN_IF_ERROR(options.prepared());
   if (!options.append) {
     RETURN_IF_ERROR(layout->Publish(content.top().descriptor, destination.tag));
     return writing.Ready(content.top().descriptor);
@@ -273,6 +274,7 @@ absl::StatusOr<v1::Ready> WriteToArchive(const Content& content, const ArchiveDe
     RETURN_IF_ERROR(archive->AddBlob(document.descriptor, document.raw));
   }
   RETURN_IF_ERROR(archive->AddImage(content.top().descriptor, destination.tag));
+  if (options.prepared) RETURN_IF_ERROR(options.prepared());
   RETURN_IF_ERROR(archive->Finish());
   return writing.Ready(content.top().descriptor);
 }
@@ -291,13 +293,18 @@ absl::StatusOr<v1::Ready> WriteToDirectory(const Content& content, const Directo
   extract.context.cause = contentstore::FetchCause::kStream;
   extract.context.cancel = options.cancel;
   extract.context.credentials = options.credentials;
+  extract.prepared = options.prepared;
+  if (!options.artifact) RETURN_IF_ERROR(CheckProvided(content, top.blobs));
   auto selected = options.artifact ? ArtifactToUnpack(manifest, options.platform)
                                    : ImageToUnpack(content, manifest, extract.context);
   if (!selected.ok()) return base::Annotate(selected.status(), base::Printable(content.name));
   std::vector<ExtractLayer> layers;
+  std::vector<base::Digest> digests;
   for (const Unpacked& layer : *selected) {
     layers.push_back({content.Find(layer.descriptor.digest)->blob, layer.diff_id});
+    digests.push_back(layer.descriptor.digest);
   }
+  RETURN_IF_ERROR(CheckProvided(content, digests));
   const std::string name = ToString(Destination(destination));
   extract.progress = [&](const ExtractProgress& progress) {
     if (!options.progress) return;

@@ -21,6 +21,9 @@ struct LocalOptions {
   std::shared_ptr<const registry::CredentialsProvider> credentials;
   std::function<void(const v1::Progress&)> progress;  // any thread
   bool cache = false;                                 // for progress
+  // Called when the rest cannot fail by what comes from elsewhere: everything is there but its name. Its
+  // error ends it. May be empty.
+  std::function<absl::Status()> prepared;
   // Of layouts: an index joins the one of that name (oci::LayoutWriter::PublishPlatforms).
   bool append = false;
   // Of directories: what is unpacked must be an artifact (artifact.h); what it has for `platform`, or all.

@@ -265,6 +265,7 @@ class Publication {
                                                          : PutByDigest(repository, content_->top());
     };
     RETURN_IF_ERROR(AtOnce(repositories_.size(), kDocumentsAtOnce, stop_.get(), put_all));
+    if (options_.prepared) RETURN_IF_ERROR(options_.prepared());
     std::vector<std::pair<const Repository*, const std::string*>> tags;
     for (const Repository& repository : repositories_) {
       for (const std::string& tag : repository.tags) tags.emplace_back(&repository, &tag);

@@ -38,6 +38,8 @@ struct PublishOptions {
   std::function<void(const v1::Progress&)> progress;  // any thread
   std::atomic<uint64_t>* uploaded = nullptr;          // gets the body bytes of blobs sent; may be null
   std::atomic<uint64_t>* read = nullptr;              // gets the bytes that were read for that; may be null
+  // Called when everything is there but the tags; its error ends it. May be empty.
+  std::function<absl::Status()> prepared;
   // Set: the content is an index, which is put as IndexWriter::PutPlatforms does it; and whether it joins
   // what is there.
   IndexWriter* indexes = nullptr;

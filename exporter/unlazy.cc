@@ -40,12 +40,33 @@ absl::StatusOr<std::vector<contentstore::DescriptorHandler>> Layers(
     for (size_t i = 0; i < manifest.layers.size(); ++i) {
       const oci::Descriptor& layer = manifest.layers[i];
       if (!oci::LayerCompression(layer.media_type).has_value()) continue;
+      if (content.Find(layer.digest)->blob->local()) continue;
       layers.try_emplace(layer.digest, contentstore::DescriptorHandler{layer, config.diff_ids[i], {}});
     }
   }
   std::vector<contentstore::DescriptorHandler> list;
   for (auto& [digest, layer] : layers) list.push_back(std::move(layer));
   return list;
+}
+
+// What Layers reads and lists, and the store does not have.
+std::vector<base::Digest> Wanted(const Content& content, contentstore::ContentStore* store) {
+  std::vector<base::Digest> wanted;
+  for (const Document& document : content.documents) {
+    std::vector<base::Digest> layers;
+    for (const base::Digest& digest : document.blobs) {
+      const ContentBlob* blob = content.Find(digest);
+      if (blob != nullptr && blob->layer) layers.push_back(digest);
+    }
+    if (document.index || layers.empty()) continue;
+    wanted.push_back(document.blobs.front());  // the config
+    for (const base::Digest& digest : layers) {
+      const auto known = store->Find(digest);
+      if (known != nullptr && known->state() == contentstore::LayerState::kComplete) continue;
+      wanted.push_back(digest);
+    }
+  }
+  return wanted;
 }
 
 }  // namespace
@@ -81,6 +102,7 @@ absl::StatusOr<std::string> ReadSmall(const Content& content, const oci::Descrip
 absl::Status Unlazy(const Content& content, contentstore::ContentStore* store,
                     const contentstore::FetchContext& context,
                     const std::function<void(const v1::Progress&)>& progress) {
+  RETURN_IF_ERROR(CheckProvided(content, Wanted(content, store)));
   ASSIGN_OR_RETURN(const std::vector<contentstore::DescriptorHandler> handlers, Layers(content, context));
   std::vector<std::shared_ptr<contentstore::LazyLayer>> layers;
   for (const contentstore::DescriptorHandler& handler : handlers) {

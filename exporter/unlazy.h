@@ -14,7 +14,9 @@
 namespace lazyblob::exporter {
 
 // `content` was read with `keep`. Blocks; layers come side by side, each verified. Payloads that are no file
-// system layers stay where they are. InvalidArgument: config and manifest disagree.
+// system layers stay where they are, and so do layers that are local without the store (just made, or of a
+// lease). ProviderMissing lists all that nobody has before anything is fetched. InvalidArgument: config and
+// manifest disagree.
 absl::Status Unlazy(const Content& content, contentstore::ContentStore* store,
                     const contentstore::FetchContext& context,
                     const std::function<void(const v1::Progress&)>& progress);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <memory>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -21,14 +22,13 @@ constexpr char kRefName[] = "org.opencontainers.image.ref.name";
 constexpr char kContainerdName[] = "io.containerd.image.name";
 
 // Opens a regular file that lies below `directory` whatever links the layout contains.
-absl::StatusOr<base::UniqueFd> OpenBelow(const std::string& directory, const std::string& path) {
-  ASSIGN_OR_RETURN(base::UniqueFd root, base::OpenFile(directory, O_RDONLY | O_DIRECTORY));
+absl::StatusOr<base::UniqueFd> OpenBelow(int root, const std::string& directory, const std::string& path) {
   open_how how{};
   how.flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;
   how.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS;
   long fd = -1;
   do {
-    fd = syscall(SYS_openat2, root.get(), path.c_str(), &how, sizeof how);
+    fd = syscall(SYS_openat2, root, path.c_str(), &how, sizeof how);
   } while (fd < 0 && (errno == EINTR || errno == EAGAIN));
   if (fd < 0) return base::ErrnoStatus(errno, absl::StrCat("open ", directory, "/", path));
   base::UniqueFd file(static_cast<int>(fd));
@@ -53,9 +53,9 @@ absl::StatusOr<std::string> ReadAll(const base::UniqueFd& file, uint64_t max_byt
   return contents;
 }
 
-absl::StatusOr<std::string> ReadBelow(const std::string& directory, const std::string& path,
+absl::StatusOr<std::string> ReadBelow(int root, const std::string& directory, const std::string& path,
                                       uint64_t max_bytes) {
-  ASSIGN_OR_RETURN(base::UniqueFd file, OpenBelow(directory, path));
+  ASSIGN_OR_RETURN(base::UniqueFd file, OpenBelow(root, directory, path));
   absl::StatusOr<std::string> contents = ReadAll(file, max_bytes);
   if (!contents.ok()) return base::Annotate(contents.status(), absl::StrCat("read ", directory, "/", path));
   return contents;
@@ -72,14 +72,17 @@ absl::StatusOr<Layout> Layout::Open(const std::string& directory) {
   auto context = [&](const absl::Status& status) {
     return base::Annotate(status, absl::StrCat("image layout ", directory));
   };
-  absl::StatusOr<std::string> marker = ReadBelow(directory, "oci-layout", 4096);
+  auto opened = base::OpenFile(directory, O_RDONLY | O_DIRECTORY);
+  if (!opened.ok()) return context(opened.status());
+  const auto root = std::make_shared<const base::UniqueFd>(*std::move(opened));  // shared by copies
+  absl::StatusOr<std::string> marker = ReadBelow(root->get(), directory, "oci-layout", 4096);
   if (!marker.ok()) return context(marker.status());
   absl::StatusOr<nlohmann::json> parsed = base::ParseJson(*marker, 4096);
   if (!parsed.ok()) return context(parsed.status());
   absl::StatusOr<std::optional<std::string>> version = base::JsonString(*parsed, "imageLayoutVersion");
   if (!version.ok()) return context(version.status());
   if (*version != "1.0.0") return context(absl::InvalidArgumentError("imageLayoutVersion is not 1.0.0"));
-  absl::StatusOr<std::string> raw = ReadBelow(directory, "index.json", kMaxManifestBytes);
+  absl::StatusOr<std::string> raw = ReadBelow(root->get(), directory, "index.json", kMaxManifestBytes);
   if (!raw.ok()) return context(raw.status());
   absl::StatusOr<std::variant<Manifest, Index>> document = ParseManifestOrIndex(*raw, std::nullopt, "");
   if (!document.ok()) return context(base::Annotate(document.status(), "index.json"));
@@ -88,6 +91,7 @@ absl::StatusOr<Layout> Layout::Open(const std::string& directory) {
   }
   Layout layout;
   layout.directory_ = directory;
+  layout.root_ = root;
   layout.index_ = std::get<Index>(*std::move(document));
   return layout;
 }
@@ -117,7 +121,7 @@ absl::StatusOr<Descriptor> Layout::Resolve(const std::optional<std::string>& tag
 
 absl::StatusOr<base::UniqueFd> Layout::OpenBlob(const base::Digest& digest) const {
   const char* algorithm = digest.algorithm() == base::DigestAlgorithm::kSha256 ? "sha256" : "sha512";
-  return OpenBelow(directory_, absl::StrCat("blobs/", algorithm, "/", digest.hex()));
+  return OpenBelow(root_->get(), directory_, absl::StrCat("blobs/", algorithm, "/", digest.hex()));
 }
 
 absl::StatusOr<std::string> Layout::ReadBlob(const base::Digest& digest, uint64_t max_bytes) const {

@@ -1,8 +1,9 @@
 #pragma once
 
 // Reading OCI image layouts (image-layout.md). A Layout is immutable after Open and thread-safe; files are
-// opened below the layout's directory only, by digest.
+// opened below the layout's directory only, by digest; what was opened stays open when it is renamed.
 
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -30,6 +31,7 @@ class Layout {
 
  private:
   std::string directory_;
+  std::shared_ptr<const base::UniqueFd> root_;
   Index index_;
 };
 

@@ -122,6 +122,26 @@ class LeasesTest : public ::testing::Test {
                        if (event.has_done()) report_ = event.done();
                      });
   }
+  // A new layer on `base`, to `destination`; nothing is left of what it was made of.
+  void MakeOn(const std::string& base, const std::string& contents, const std::string& destination) {
+    ASSERT_TRUE(base::MakeDirectories(directory_.File("tree")).ok());
+    ASSERT_TRUE(base::WriteFileAtomically(directory_.File("tree/file"), contents).ok());
+    v1::ExportRequest request;
+    request.add_images()->set_base(base);
+    request.mutable_images(0)->add_layers()->set_source("dir:" + directory_.File("tree"));
+    request.add_destinations(destination);
+    const absl::Status status = Run(request);
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE(base::RemoveTree(directory_.File("tree")).ok());
+    ASSERT_TRUE(base::RemoveTree(directory_.File("staging")).ok());
+  }
+  // Whether `store:name`, of digest `digest`, is whole wherever it is pushed.
+  absl::Status PushedWhole(const std::string& name, const std::string& digest) {
+    const absl::Status status = Run(Copy("store:" + name, "dst.test/x:1"));
+    if (!status.ok()) return status;
+    if (base::Digest::Of(Placed("dst.test/x:1")).ToString() == digest) return absl::OkStatus();
+    return absl::DataLossError("another image");
+  }
   std::string Source() { return registry_.host() + "/src:latest"; }
   std::string Placed(const std::string& reference) {
     absl::MutexLock lock(&placer_.placer.mutex);
@@ -270,21 +290,105 @@ TEST_F(LeasesTest, WhatWasMadeIsWrittenAndTheBaseStaysLazy) {
   support::ImageOptions host;
   host.platform = oci::HostPlatform();
   registry_.PutImage("src", "base", support::MakeImage({MakeOne("base")}, host));
-  ASSERT_TRUE(base::MakeDirectories(directory_.File("tree")).ok());
-  ASSERT_TRUE(base::WriteFileAtomically(directory_.File("tree/file"), "contents").ok());
-  v1::ExportRequest request;
-  request.add_images()->set_base(registry_.host() + "/src:base");
-  request.mutable_images(0)->add_layers()->set_source("dir:" + directory_.File("tree"));
-  request.add_destinations("store:made");
-  absl::Status status = Run(request);
-  ASSERT_TRUE(status.ok()) << status;
-  ASSERT_TRUE(base::RemoveTree(directory_.File("tree")).ok());
-  ASSERT_TRUE(base::RemoveTree(directory_.File("staging")).ok());
+  MakeOn(registry_.host() + "/src:base", "contents", "store:made");
   Restart();
   EXPECT_EQ(leases_->List()[0].layers_size(), 1);
-  status = Run(Copy("store:made", "dst.test/x:1"));
+  const absl::Status status = Run(Copy("store:made", "dst.test/x:1"));
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_EQ(base::Digest::Of(Placed("dst.test/x:1")).ToString(), report_.images(0).digest());
+}
+
+TEST_F(LeasesTest, ALeaseExportedOntoItselfKeepsWhatWasMade) {
+  MakeOn("scratch", "first", "store:made");
+  MakeOn("store:made", "second", "store:made");
+  const std::string digest = report_.images(0).digest();
+  Restart();
+  absl::Status status = PushedWhole("made", digest);
+  EXPECT_TRUE(status.ok()) << status;
+  ASSERT_TRUE(Run(Copy("store:made", "store:made")).ok());
+  Restart();
+  status = PushedWhole("made", digest);
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_F(LeasesTest, ACopyOfALeaseNeedsThatLeaseNoMore) {
+  MakeOn("scratch", "first", "store:made");
+  const std::string digest = report_.images(0).digest();
+  ASSERT_TRUE(Run(Copy("store:made", "store:copy")).ok());
+  // Named as a layout, its layers are known to be there.
+  ASSERT_TRUE(Run(Copy("oci:" + directory_.File("leases/made/image"), "store:other")).ok());
+  ASSERT_TRUE(leases_->Release("made").ok());
+  Restart();
+  for (const char* name : {"copy", "other"}) {
+    const absl::Status status = PushedWhole(name, digest);
+    EXPECT_TRUE(status.ok()) << name << ": " << status;
+  }
+}
+
+TEST_F(LeasesTest, ACopyOfALeaseHasWhatThatKept) {
+  v1::ExportRequest request = Copy(Source(), "store:kept");
+  request.set_keep(true);
+  ASSERT_TRUE(Run(request).ok());
+  ASSERT_TRUE(Run(Copy("store:kept", "store:copy")).ok());
+  ASSERT_TRUE(leases_->Release("kept").ok());
+  DeleteImageAtTheRegistry();
+  for (const Layer& layer : image_.layers) registry_.RemoveBlob("src", layer.descriptor.digest);
+  Restart();
+  const absl::Status status = PushedWhole("copy", image_.manifest_descriptor.digest.ToString());
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_F(LeasesTest, AnImageThatIsReadOutlivesItsLease) {
+  for (const bool released : {true, false}) {
+    MakeOn("scratch", "first", "store:made");
+    const std::string digest = report_.images(0).digest();
+    std::atomic<bool> gone{false};
+    placer_.watch = [&](const PlaceRequest&) {
+      if (gone.exchange(true)) return;
+      if (released) {
+        EXPECT_TRUE(leases_->Release("made").ok());
+      } else {
+        EXPECT_TRUE(Run(Copy(Source(), "store:made")).ok());
+      }
+    };
+    const absl::Status status = PushedWhole("made", digest);
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(gone);
+    placer_.watch = nullptr;
+    const auto left = base::ListDirectory(directory_.File("leases"));
+    EXPECT_THAT(left.value(), SizeIs(released ? 0 : 1)) << "it goes with the last reader";
+  }
+}
+
+TEST_F(LeasesTest, ALeaseIsNotMadeWhenARegistryRefusesTheTag) {
+  {
+    absl::MutexLock lock(&placer_.placer.mutex);
+    placer_.placer.refused.insert("dst.test/x:1");
+  }
+  v1::ExportRequest request = Copy(Source(), "store:kept");
+  request.add_destinations("dst.test/x:1");
+  EXPECT_TRUE(absl::IsPermissionDenied(Run(request)));
+  EXPECT_THAT(leases_->List(), IsEmpty());
+  EXPECT_THAT(base::ListDirectory(directory_.File("leases")).value(), IsEmpty());
+}
+
+TEST_F(LeasesTest, ACacheInALeaseLeavesImportedLayersWhereTheyAre) {
+  ASSERT_TRUE(base::MakeDirectories(directory_.File("tree")).ok());
+  v1::ExportRequest request;
+  request.mutable_cache()->set_format(v1::PLAIN);
+  request.mutable_cache()->add_layers()->set_source("dir:" + directory_.File("tree") + ":/a");
+  request.mutable_cache()->add_destinations("oci:" + directory_.File("cache") + ":v");
+  absl::Status status = Run(request);
+  ASSERT_TRUE(status.ok()) << status;
+  request.mutable_cache()->mutable_layers(0)->set_source("dir:" + directory_.File("tree") + ":/b");
+  request.mutable_cache()->add_imports("oci:" + directory_.File("cache") + ":v");
+  request.mutable_cache()->set_destinations(0, "store:cache");
+  status = Run(request);
+  ASSERT_TRUE(status.ok()) << status;
+  ASSERT_THAT(leases_->List(), SizeIs(1));
+  ASSERT_EQ(leases_->List()[0].layers_size(), 1);
+  const base::Digest imported = base::Digest::Parse(leases_->List()[0].layers(0).digest()).value();
+  EXPECT_TRUE(absl::IsNotFound(leases_->Image("cache").value()->OpenBlob(imported).status()));
 }
 
 TEST_F(LeasesTest, AnExportTakesThePlaceOfTheOneBefore) {
@@ -293,10 +397,11 @@ TEST_F(LeasesTest, AnExportTakesThePlaceOfTheOneBefore) {
   registry_.PutImage("src", "second", second);
   ASSERT_TRUE(Run(Copy(registry_.host() + "/src:second", "store:kept")).ok());
   for (int start = 0; start < 2; ++start) {
-    auto image = leases_->Image("kept");
-    ASSERT_TRUE(image.ok());
-    EXPECT_EQ(oci::Layout::Open(image->directory)->Resolve(std::nullopt)->digest,
-              second.manifest_descriptor.digest);
+    {
+      auto image = leases_->Image("kept");
+      ASSERT_TRUE(image.ok());
+      EXPECT_EQ((*image)->Resolve(std::nullopt)->digest, second.manifest_descriptor.digest);
+    }
     EXPECT_FALSE(IsHeld(image_.layers[0]));
     EXPECT_TRUE(IsHeld(second.layers[0]));
     EXPECT_THAT(base::ListDirectory(directory_.File("leases")).value(), ElementsAre("kept"));
