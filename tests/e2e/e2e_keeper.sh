@@ -2,7 +2,7 @@
 # A container on a lazy image reads its whole root (find, sha256sum -c, an exec loop, a reader that measures) while
 # lazyblobd is killed or replaced below it: no error, no wrong byte, no refused connection; the longest stall is printed.
 # Parts (default: all):
-#   storm     kill -9 at random, LAZYBLOB_KILLS times (20)
+#   storm     kill -9 at random, LAZYBLOB_KILLS times (20); then successors that cannot start
 #   upgrade   `lazyblob upgrade` back and forth between two programs, 20 times, and programs that cannot take over
 . "$(dirname "$0")/lib/common.sh"
 . "$E2E_DIR/lib/namespace.sh"
@@ -133,6 +133,12 @@ part_storm() {
     loads_run "storm, kill $i" || break
   done
   lb --root "$ROOT_DIR" status > /dev/null || fail "no daemon after the kills"
+  # successors that cannot start unmount nothing
+  mkdir "$ROOT_DIR/plain_http_hosts.json"
+  kill -9 "$(lb_daemon_pid "$ROOT_DIR")"
+  wait_until 10 "no successor failed" grep -q 'lazyblobd: error: .*plain_http_hosts' "$LB_LOG"
+  rmdir "$ROOT_DIR/plain_http_hosts.json"
+  lb --root "$ROOT_DIR" status > /dev/null || fail "no daemon after one that could not start"
   log "storm: $i kills, $(grep -c 'was killed by signal 9' "$LB_LOG") successors"
   load_end storm
 }
