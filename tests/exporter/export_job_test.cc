@@ -55,12 +55,17 @@ class ExportJobTest : public ::testing::Test {
   }
   std::string Source(const std::string& tag = "latest") { return registry_.host() + "/src:" + tag; }
 
-  // A copy of `source`, with all its platforms.
+  // A copy of `source`, with all its platforms where the destinations take that.
   v1::ExportRequest Copy(const std::string& source, const std::vector<std::string>& destinations) {
     v1::ExportRequest request;
     request.add_images()->set_base(source);
     request.mutable_images(0)->set_all_platforms(true);
-    for (const std::string& destination : destinations) request.add_destinations(destination);
+    for (const std::string& destination : destinations) {
+      request.add_destinations(destination);
+      if (!absl::StartsWith(destination, "dir:")) continue;
+      request.mutable_images(0)->set_all_platforms(false);
+      request.mutable_images(0)->set_platform("linux/amd64");
+    }
     return request;
   }
 
@@ -69,6 +74,11 @@ class ExportJobTest : public ::testing::Test {
     events_.clear();
     return RunExport(request, parts, {nullptr, cancel_},
                      [this](const v1::ExportEvent& event) { events_.push_back(event); });
+  }
+  static std::vector<base::Digest> Missing(const absl::Status& status) {
+    std::vector<base::Digest> missing;
+    for (const auto& one : contentstore::GetMissingProviders(status)) missing.push_back(one.digest);
+    return missing;
   }
   const v1::Report& Report() { return events_.back().done(); }
   std::vector<std::string> Log(absl::string_view prefix) {
@@ -204,15 +214,93 @@ TEST_F(ExportJobTest, EveryBlobThatNobodyHasIsListed) {
     ASSERT_EQ(unlink(absl::StrCat(layout, "/blobs/sha256/", image.layers[i].descriptor.digest.hex()).c_str()),
               0);
   }
-  for (const std::string& destination : {std::string("dst.test/x:1"), "oci:" + directory_.File("out")}) {
-    absl::Status status = Run(Copy(absl::StrCat("oci:", layout, ":t"), {destination}));
-    std::vector<base::Digest> missing;
-    for (const auto& one : contentstore::GetMissingProviders(status)) missing.push_back(one.digest);
-    EXPECT_THAT(missing,
+  std::vector<v1::ExportRequest> requests;
+  for (const std::string& destination :
+       {std::string("dst.test/x:1"), "oci:" + directory_.File("out"), "dir:" + directory_.File("files")}) {
+    requests.push_back(Copy(absl::StrCat("oci:", layout, ":t"), {destination}));
+  }
+  requests.push_back(Copy(absl::StrCat("oci:", layout, ":t"), {}));
+  requests.back().set_unlazy(true);
+  for (const v1::ExportRequest& request : requests) {
+    absl::Status status = Run(request);
+    EXPECT_THAT(Missing(status),
                 UnorderedElementsAre(image.layers[0].descriptor.digest, image.layers[2].descriptor.digest))
         << status;
     EXPECT_THAT(Log("put"), IsEmpty());
   }
+  EXPECT_NE(access(directory_.File("files").c_str(), F_OK), 0);
+}
+
+TEST_F(ExportJobTest, WhatImageAndCacheLackIsListedTogether) {
+  ASSERT_TRUE(base::MakeDirectories(directory_.File("tree")).ok());
+  const std::string tree = "dir:" + directory_.File("tree");
+  const std::string cache = directory_.File("cache");
+  v1::ExportRequest request;
+  request.mutable_cache()->set_format(v1::PLAIN);
+  request.mutable_cache()->add_layers()->set_source(tree + ":/a");
+  request.mutable_cache()->add_destinations("oci:" + cache + ":v");
+  absl::Status status = Run(request);
+  ASSERT_TRUE(status.ok()) << status;
+  const oci::Layout made = oci::Layout::Open(cache).value();
+  const base::Digest manifest = made.Resolve("v")->digest;
+  auto parsed = oci::ParseManifestOrIndex(made.ReadBlob(manifest, 1 << 20).value(), manifest, "");
+  const base::Digest cached = std::get<oci::Manifest>(parsed.value()).layers.at(0).digest;
+  ASSERT_EQ(unlink(absl::StrCat(cache, "/blobs/sha256/", cached.hex()).c_str()), 0);
+
+  const Image image = support::MakeImage({MakeOne("a")});
+  const std::string layout = directory_.File("layout");
+  ASSERT_TRUE(support::WriteLayout(layout, "t", image).ok());
+  const base::Digest layer = image.layers[0].descriptor.digest;
+  ASSERT_EQ(unlink(absl::StrCat(layout, "/blobs/sha256/", layer.hex()).c_str()), 0);
+
+  request.mutable_cache()->mutable_layers(0)->set_source(tree + ":/b");
+  request.mutable_cache()->add_imports("oci:" + cache + ":v");
+  request.mutable_cache()->set_destinations(0, "dst.test/cache:1");
+  request.add_images()->set_base("oci:" + layout + ":t");
+  request.mutable_images(0)->set_all_platforms(true);
+  request.add_destinations("dst.test/x:1");
+  for (v1::OnFailure policy : {v1::INDEPENDENT, v1::CACHE_REQUIRED}) {
+    request.set_on_failure(policy);
+    status = Run(request);
+    EXPECT_THAT(Missing(status), UnorderedElementsAre(layer, cached)) << status;
+  }
+}
+
+TEST_F(ExportJobTest, NoRegistryIsTaggedWhenALocalDestinationFails) {
+  const Image image = support::MakeImage({MakeOne("a")});
+  registry_.PutImage("src", "latest", image);
+  {
+    absl::MutexLock lock(&placer_.mutex);  // nothing has to be sent: it is long done when the others fail
+    placer_.there_already.insert(image.layers[0].descriptor.digest);
+    placer_.there_already.insert(image.config_descriptor.digest);
+  }
+  registry_.AddFault({.path_contains = image.layers[0].descriptor.digest.hex()},
+                     {.delay = absl::Milliseconds(200), .status = 403});
+  for (const char* scheme : {"oci:", "oci-archive:", "dir:"}) {
+    v1::ExportRequest request = Copy(Source(), {"dst.test/x:1", scheme + directory_.File("out")});
+    const absl::Status status = Run(request);
+    EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
+    EXPECT_THAT(Log("put"), IsEmpty()) << scheme;
+    ASSERT_TRUE(base::RemoveTree(directory_.File("out")).ok());
+  }
+}
+
+TEST_F(ExportJobTest, NothingLocalIsNamedWhenARegistryRefusesTheTag) {
+  registry_.PutImage("src", "latest", support::MakeImage({MakeOne("a")}));
+  {
+    absl::MutexLock lock(&placer_.mutex);
+    placer_.refused.insert("dst.test/x:1");
+  }
+  ASSERT_TRUE(base::MakeDirectories(directory_.File("in")).ok());
+  const absl::Status status = Run(Copy(Source(), {"oci:" + directory_.File("layout") + ":v",
+                                                  "oci-archive:" + directory_.File("archive") + ":v",
+                                                  "dir:" + directory_.File("in/files"), "dst.test/x:1"}));
+  EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
+  EXPECT_THAT(Log("put"), ElementsAre("put dst.test/x:1"));
+  auto layout = oci::Layout::Open(directory_.File("layout"));
+  EXPECT_TRUE(!layout.ok() || !layout->Resolve("v").ok());
+  EXPECT_NE(access(directory_.File("archive").c_str(), F_OK), 0);
+  EXPECT_THAT(base::ListDirectory(directory_.File("in")).value(), IsEmpty());
 }
 
 TEST_F(ExportJobTest, LayoutsHoldWhatWasCopied) {
@@ -254,6 +342,50 @@ TEST_F(ExportJobTest, UnlazyMakesEveryLayerWhole) {
   // A layer that is whole needs nobody any more.
   ASSERT_TRUE(Run(request).ok());
   for (const auto& [which, state] : Finals()) EXPECT_EQ(state, "exists");
+}
+
+TEST_F(ExportJobTest, UnlazyGoesWithNewLayersAndCopiesInOneExport) {
+  const Image amd = OnPlatform({MakeOne("a")}, "amd64");
+  const Image arm = OnPlatform({MakeOne("b")}, "arm64");
+  registry_.PutImage("src", "amd64", amd);
+  registry_.PutImage("src", "arm64", arm);
+  ASSERT_TRUE(base::MakeDirectories(directory_.File("tree")).ok());
+  v1::ExportRequest request;
+  for (const char* architecture : {"amd64", "arm64"}) {
+    v1::Image* image = request.add_images();
+    image->set_base(Source(architecture));
+    image->set_platform(absl::StrCat("linux/", architecture));
+  }
+  request.mutable_images(1)->add_layers()->set_source("dir:" + directory_.File("tree"));
+  request.add_destinations("dst.test/x:1");
+  request.set_unlazy(true);
+  absl::Status status = Run(request);
+  ASSERT_TRUE(status.ok()) << status;
+  for (const Image* image : {&amd, &arm}) {
+    auto known = store_->Find(image->layers[0].descriptor.digest);
+    ASSERT_NE(known, nullptr);
+    EXPECT_EQ(known->state(), contentstore::LayerState::kComplete);
+  }
+  EXPECT_THAT(store_->Layers(), SizeIs(2)) << "a layer just made needs no provider";
+  absl::MutexLock lock(&placer_.mutex);
+  auto parsed = oci::ParseManifestOrIndex(placer_.documents["dst.test/x:1"], std::nullopt, "");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  ASSERT_THAT(std::get<oci::Index>(*parsed).manifests, SizeIs(2));
+  EXPECT_EQ(std::get<oci::Index>(*parsed).manifests[0].digest, amd.manifest_descriptor.digest);
+}
+
+TEST_F(ExportJobTest, WithUnlazyAnInlineCacheIsImportedOnce) {
+  registry_.PutImage("src", "latest", support::MakeImage({MakeOne("a")}));
+  v1::ExportRequest request;
+  request.add_images()->set_base(Source());
+  request.mutable_images(0)->set_platform("linux/amd64");
+  request.add_destinations("dst.test/x:1");
+  request.set_unlazy(true);
+  request.mutable_cache()->set_format(v1::INLINE);
+  request.mutable_cache()->add_imports(Source("nosuch"));
+  absl::Status status = Run(request);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_THAT(Report().warnings(), ElementsAre(HasSubstr("nosuch")));
 }
 
 TEST_F(ExportJobTest, NewLayersLieOnTheBase) {
