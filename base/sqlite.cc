@@ -97,6 +97,33 @@ absl::StatusOr<std::unique_ptr<Sqlite>> Sqlite::Open(const std::string& path, co
   return database;
 }
 
+absl::StatusOr<std::vector<std::string>> Sqlite::Check(const std::string& path) {
+  sqlite3* db = nullptr;
+  const int code = sqlite3_open_v2(
+      path.c_str(), &db, SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, nullptr);
+  std::unique_ptr<Sqlite> database(new Sqlite(db, path, ""));
+  if (code != SQLITE_OK) return database->Error(code, sqlite3_errstr(code));
+  sqlite3_busy_timeout(db, kBusyMilliseconds);
+  std::vector<std::string> problems;
+  const absl::Status status = database->Read([&](Transaction& transaction) -> absl::Status {
+    ASSIGN_OR_RETURN(Query integrity, transaction.Prepare("PRAGMA integrity_check(100)"));
+    for (;;) {
+      ASSIGN_OR_RETURN(const bool row, integrity.Step());
+      if (!row) break;
+      if (integrity.Text(0) != "ok") problems.push_back(integrity.Text(0));
+    }
+    ASSIGN_OR_RETURN(Query keys, transaction.Prepare("PRAGMA foreign_key_check"));
+    for (;;) {
+      ASSIGN_OR_RETURN(const bool row, keys.Step());
+      if (!row) return absl::OkStatus();
+      problems.push_back(absl::StrCat("a row of ", keys.Text(0), " refers to none of ", keys.Text(2)));
+    }
+  });
+  if (absl::IsDataLoss(status) && problems.empty()) problems.push_back("not a database, or damaged");
+  if (!status.ok() && !absl::IsDataLoss(status)) return status;
+  return problems;
+}
+
 absl::Status Sqlite::SetUp(const SqliteSchema& schema) {
   // FULL: the log is synced with every commit.
   RETURN_IF_ERROR(

@@ -18,6 +18,7 @@
 #include "daemon/cli_doctor.h"
 #include "daemon/cli_export.h"
 #include "daemon/cli_leases.h"
+#include "daemon/cli_maintenance.h"
 #include "daemon/cli_pull.h"
 #include "daemon/cli_upgrade.h"
 #include "daemon/control_client.h"
@@ -241,6 +242,31 @@ void AddContainerdOptions(CLI::App* command, Arguments* arguments) {
       ->capture_default_str();
 }
 
+void AddMountCommands(CLI::App* app, Arguments* arguments, Commands* commands,
+                      std::function<absl::Status()>* run) {
+  CLI::App* mount = app->add_subcommand("mount", "mount an image's root file system");
+  AddImageOptions(mount, arguments);
+  mount->add_option("DIR", arguments->directory, "empty directory")->required();
+  mount->add_option("--mode", arguments->mode, "auto, erofs, loop or fuse")
+      ->check(CLI::IsMember({"auto", "erofs", "loop", "fuse"}));
+  mount->add_flag("--foreground", arguments->foreground, "stay, and unmount on SIGINT or SIGTERM");
+  mount->callback([=] { *run = [=] { return commands->Mount(); }; });
+
+  CLI::App* umount = app->add_subcommand("umount", "unmount");
+  umount->add_option("DIR", arguments->directory)->required();
+  umount->callback([=] { *run = [=] { return commands->Unmount(); }; });
+
+  CLI::App* status =
+      app->add_subcommand("status", "what is mounted, what was fetched, what is not lazy and why");
+  status->add_option("TARGET", arguments->target, "a mount's directory or reference; default: all");
+  status->callback([=] { *run = [=] { return commands->Status(); }; });
+
+  CLI::App* index =
+      app->add_subcommand("index", "build the indexes of an image's plain layers, keep no data");
+  AddImageOptions(index, arguments);
+  index->callback([=] { *run = [=] { return commands->Index(); }; });
+}
+
 void AddContainerdCommands(CLI::App* app, Arguments* arguments, Commands* commands,
                            std::function<absl::Status()>* run) {
   CLI::App* pull = app->add_subcommand("pull", "pull an image into containerd, lazily");
@@ -270,27 +296,7 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   app.add_option("--root", arguments.root, "state directory")->capture_default_str();
   app.add_flag("--json", arguments.json, "machine-readable output");
 
-  CLI::App* mount = app.add_subcommand("mount", "mount an image's root file system");
-  AddImageOptions(mount, &arguments);
-  mount->add_option("DIR", arguments.directory, "empty directory")->required();
-  mount->add_option("--mode", arguments.mode, "auto, erofs, loop or fuse")
-      ->check(CLI::IsMember({"auto", "erofs", "loop", "fuse"}));
-  mount->add_flag("--foreground", arguments.foreground, "stay, and unmount on SIGINT or SIGTERM");
-  mount->callback([&] { run = [&] { return commands.Mount(); }; });
-
-  CLI::App* umount = app.add_subcommand("umount", "unmount");
-  umount->add_option("DIR", arguments.directory)->required();
-  umount->callback([&] { run = [&] { return commands.Unmount(); }; });
-
-  CLI::App* status =
-      app.add_subcommand("status", "what is mounted, what was fetched, what is not lazy and why");
-  status->add_option("TARGET", arguments.target, "a mount's directory or reference; default: all");
-  status->callback([&] { run = [&] { return commands.Status(); }; });
-
-  CLI::App* index = app.add_subcommand("index", "build the indexes of an image's plain layers, keep no data");
-  AddImageOptions(index, &arguments);
-  index->callback([&] { run = [&] { return commands.Index(); }; });
-
+  AddMountCommands(&app, &arguments, &commands, &run);
   AddContainerdCommands(&app, &arguments, &commands, &run);
 
   ExportArguments exports;
@@ -314,6 +320,12 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
   AddUpgradeCommand(&app, &upgrade,
                     [&] { run = [&] { return RunUpgradeCommand(upgrade, arguments.root, io); }; });
 
+  MaintenanceArguments maintenance;
+  int exit_code = 0;
+  AddMaintenanceCommands(&app, &maintenance, [&] {
+    run = [&] { return RunMaintenanceCommand(maintenance, arguments.root, arguments.json, io, &exit_code); };
+  });
+
   ContentArguments content;
   AddContentCommands(&app, &content, [&] {
     run = [&] {
@@ -333,9 +345,9 @@ int RunCli(int argc, const char* const* argv, CliIo io) {
     arguments.root_given = app.count("--root") > 0;
     result = run();
   }
-  if (result.ok()) return 0;
+  if (result.ok()) return exit_code;
   io.err << "lazyblob: " << result.message() << "\n";
-  return 1;
+  return exit_code != 0 ? exit_code : 1;
 }
 
 }  // namespace lazyblob::daemon

@@ -20,6 +20,7 @@
 #include "proto/blobs.grpc.pb.h"
 #include "proto/control.grpc.pb.h"
 #include "proto/exporter.grpc.pb.h"
+#include "proto/maintenance.grpc.pb.h"
 
 extern char** environ;
 
@@ -42,7 +43,8 @@ class Client final : public ControlClient {
       : directory_(std::move(directory)),
         stub_(api::Control::NewStub(channel)),
         exporter_(v1::Exporter::NewStub(channel)),
-        blobs_(v1::Blobs::NewStub(channel)) {}
+        blobs_(v1::Blobs::NewStub(channel)),
+        maintenance_(maintenance::v1::Maintenance::NewStub(channel)) {}
 
   absl::StatusOr<api::MountStatus> Mount(const api::MountRequest& request, OnProgress progress) override {
     grpc::ClientContext context;
@@ -87,6 +89,14 @@ class Client final : public ControlClient {
     request.set_name(name);
     v1::ReleaseLeaseResponse response;
     return FromGrpc(blobs_->Release(&context, request, &response));
+  }
+  absl::StatusOr<std::vector<maintenance::v1::Garbage>> CollectGarbage(bool dry_run) override {
+    grpc::ClientContext context;
+    maintenance::v1::CollectRequest request;
+    request.set_dry_run(dry_run);
+    maintenance::v1::CollectResponse response;
+    RETURN_IF_ERROR(FromGrpc(maintenance_->Collect(&context, request, &response)));
+    return std::vector<maintenance::v1::Garbage>(response.garbage().begin(), response.garbage().end());
   }
   absl::Status Upgrade(const std::string& program) override {
     grpc::ClientContext context;
@@ -134,6 +144,7 @@ class Client final : public ControlClient {
   std::unique_ptr<api::Control::Stub> stub_;
   std::unique_ptr<v1::Exporter::Stub> exporter_;
   std::unique_ptr<v1::Blobs::Stub> blobs_;
+  std::unique_ptr<maintenance::v1::Maintenance::Stub> maintenance_;
 };
 
 // Whether somebody listens there now.

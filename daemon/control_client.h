@@ -14,6 +14,7 @@
 #include "proto/blobs.pb.h"
 #include "proto/control.pb.h"
 #include "proto/exporter.pb.h"
+#include "proto/maintenance.pb.h"
 
 namespace lazyblob::daemon {
 
@@ -44,6 +45,8 @@ class ControlClient {
                               OnExportEvent on_event) = 0;
   virtual absl::StatusOr<std::vector<v1::Lease>> Leases() = 0;
   virtual absl::Status ReleaseLease(const std::string& name) = 0;
+  // What was removed, or, in a dry run, would be.
+  virtual absl::StatusOr<std::vector<maintenance::v1::Garbage>> CollectGarbage(bool dry_run) = 0;
   // Asks for `program` to take over; it has not yet when this returns.
   virtual absl::Status Upgrade(const std::string& program) = 0;
   virtual absl::Status Unmount(const std::string& directory) = 0;

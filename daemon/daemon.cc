@@ -30,6 +30,7 @@
 #include "daemon/control_service.h"
 #include "daemon/exporter_service.h"
 #include "daemon/image_layers.h"
+#include "daemon/maintenance_service.h"
 #include "daemon/mount_manager.h"
 #include "daemon/page_sweeper.h"
 #include "daemon/plain_http_hosts.h"
@@ -102,7 +103,8 @@ class Daemon {
     control.snapshotter = snapshotter_.get();
     control.activity = &activity_;
     RETURN_IF_ERROR(StartExporter());
-    control.beside = {exporter_->service(), blobs_->service()};
+    StartMaintenance();
+    control.beside = {exporter_->service(), blobs_->service(), maintenance_->service()};
     control.generation = generation_;
     control.replace = [this](const std::string& program) { return keeper_->Replace(program); };
     // The root is locked: nobody else listens there.
@@ -291,6 +293,22 @@ class Daemon {
     return absl::OkStatus();
   }
 
+  void StartMaintenance() {
+    MaintenanceParts parts;
+    parts.garbage.root = root();
+    parts.garbage.store = store_.get();
+    parts.garbage.snapshotter = snapshotter_.get();
+    parts.garbage.content = learner_ == nullptr ? nullptr : learner_->blobs();
+    parts.garbage.in_use = [this] {
+      std::set<base::Digest> layers = layers_->mounts().Layers();
+      layers.merge(leases_->Held());
+      return layers;
+    };
+    parts.activity = &activity_;
+    parts.mounts = [this] { return mounts_->List().size(); };
+    maintenance_ = MaintenanceService::Create(std::move(parts));
+  }
+
   // containerd's content store: what it holds, and layers that are known without being held.
   absl::Status StartContent() {
     ContentLearnerOptions learner;
@@ -352,6 +370,7 @@ class Daemon {
   std::unique_ptr<exporter::Placer> placer_;
   std::unique_ptr<ExporterService> exporter_;
   std::unique_ptr<BlobsService> blobs_;
+  std::unique_ptr<MaintenanceService> maintenance_;
   std::unique_ptr<ControlServer> control_;
   std::unique_ptr<snapshotter::SnapshotsService> snapshots_service_;
   std::unique_ptr<containerd::GrpcServer> server_of_containerd_;

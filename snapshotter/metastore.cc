@@ -142,6 +142,20 @@ absl::Status MetaStore::Write(absl::FunctionRef<absl::Status(Transaction&)> body
       undone);
 }
 
+absl::StatusOr<RecordedFiles> MetaStore::Files() {
+  RecordedFiles files;
+  RETURN_IF_ERROR(Read([&](Transaction& transaction) -> absl::Status {
+    ASSIGN_OR_RETURN(const std::vector<Transaction::Row> rows, transaction.Rows());
+    for (const Transaction::Row& row : rows) {
+      if (!row.lazy) files.directories.insert(row.id);
+    }
+    ASSIGN_OR_RETURN(const std::vector<Link> links, transaction.LazyLinks());
+    for (const Link& link : links) files.layers.insert(link.layer->layer);
+    return absl::OkStatus();
+  }));
+  return files;
+}
+
 absl::Status MetaStore::Read(absl::FunctionRef<absl::Status(Transaction&)> body) {
   return database_->Read([&](base::Sqlite::Transaction& inner) {
     Transaction transaction(inner);

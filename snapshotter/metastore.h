@@ -91,6 +91,7 @@ class MetaStore {
   absl::Status Write(
       absl::FunctionRef<absl::Status(Transaction&)> body, absl::FunctionRef<void()> undone = [] {});
   absl::Status Read(absl::FunctionRef<absl::Status(Transaction&)> body);
+  absl::StatusOr<RecordedFiles> Files();
 
  private:
   explicit MetaStore(std::unique_ptr<base::Sqlite> database);

@@ -371,4 +371,6 @@ std::vector<LayerMount> SnapshotterImpl::LazyMounts() const {
   return mounts;
 }
 
+absl::StatusOr<RecordedFiles> SnapshotterImpl::Recorded() const { return store_->Files(); }
+
 }  // namespace lazyblob::snapshotter

@@ -15,6 +15,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@
 #include "absl/time/time.h"
 #include "base/cancel.h"
 #include "base/clock.h"
+#include "base/digest.h"
 #include "snapshotter/lazy_layers.h"
 
 namespace lazyblob::snapshotter {
@@ -63,6 +65,12 @@ struct NotLazyLayer {
   std::string reason;
   std::string detail;  // one line
   uint64_t times = 0;
+};
+
+// What snapshots are made of.
+struct RecordedFiles {
+  std::set<base::Digest> layers;  // of lazy ones
+  std::set<int64_t> directories;  // <root>/s/<id> of the others
 };
 
 // Thread-safe and linearizable: every change is one transaction.
@@ -106,6 +114,8 @@ class Snapshotter {
   virtual std::vector<NotLazyLayer> NotLazyLayers() const = 0;
   // Mounts of all committed lazy snapshots.
   virtual std::vector<LayerMount> LazyMounts() const = 0;
+  // What the database names, whether or not it could be mounted.
+  virtual absl::StatusOr<RecordedFiles> Recorded() const = 0;
 };
 
 }  // namespace lazyblob::snapshotter

@@ -58,6 +58,7 @@ class SnapshotterImpl final : public Snapshotter {
   absl::Status Cleanup() override;
   std::vector<NotLazyLayer> NotLazyLayers() const override;
   std::vector<LayerMount> LazyMounts() const override;
+  absl::StatusOr<RecordedFiles> Recorded() const override;
 
  private:
   // What a new snapshot is to be.

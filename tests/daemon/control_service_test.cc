@@ -57,6 +57,9 @@ class QuietSnapshotter final : public snapshotter::Snapshotter {
   absl::Status Cleanup() override { return absl::UnimplementedError("fake"); }
   std::vector<snapshotter::NotLazyLayer> NotLazyLayers() const override { return not_lazy; }
   std::vector<snapshotter::LayerMount> LazyMounts() const override { return mounts; }
+  absl::StatusOr<snapshotter::RecordedFiles> Recorded() const override {
+    return snapshotter::RecordedFiles();
+  }
 
   std::vector<snapshotter::NotLazyLayer> not_lazy;
   std::vector<snapshotter::LayerMount> mounts;

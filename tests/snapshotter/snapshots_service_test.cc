@@ -67,6 +67,7 @@ class ScriptedSnapshotter final : public Snapshotter {
   absl::Status Cleanup() override { return on_status(); }
   std::vector<NotLazyLayer> NotLazyLayers() const override { return {}; }
   std::vector<LayerMount> LazyMounts() const override { return {}; }
+  absl::StatusOr<RecordedFiles> Recorded() const override { return RecordedFiles(); }
 
   std::function<absl::StatusOr<std::vector<MountSpec>>(const std::string&, const std::string&, const Labels&,
                                                        std::shared_ptr<base::CancelToken>)>
