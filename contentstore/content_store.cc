@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "contentstore/internal/blob_spools.h"
+#include "contentstore/internal/cache_budget.h"
 #include "contentstore/internal/fetch_engine.h"
 #include "contentstore/internal/layer.h"
 #include "contentstore/internal/layer_builder.h"
@@ -66,14 +68,26 @@ std::string DirectoryName(const base::Digest& digest) {
                       digest.hex());
 }
 
+std::function<absl::StatusOr<uint64_t>()> FreeBytesOf(const ContentStoreOptions& options) {
+  if (options.free_bytes) return options.free_bytes;
+  return [root = options.root]() -> absl::StatusOr<uint64_t> {
+    struct statvfs disk{};
+    if (statvfs(root.c_str(), &disk) != 0) return base::ErrnoStatus(errno, absl::StrCat("statvfs ", root));
+    return uint64_t{disk.f_bavail} * disk.f_frsize;
+  };
+}
+
 class Store final : public ContentStore {
  public:
   explicit Store(ContentStoreOptions options)
       : options_(std::move(options)),
         layers_directory_(options_.root + "/layers"),
+        budget_(std::make_shared<CacheBudget>(CacheLimits{options_.max_cache_bytes, options_.min_free_bytes,
+                                                          options_.max_pinned_bytes, FreeBytesOf(options_),
+                                                          options_.clock})),
         spools_({options_.blob_window_bytes, options_.blob_idle, options_.max_spool_bytes,
-                 options_.keep_blobs, options_.clock, options_.log}),
-        builder_options_{options_.limits, options_.log, &spools_},
+                 options_.keep_blobs, budget_, options_.clock, options_.log}),
+        builder_options_{options_.limits, options_.log, &spools_, budget_},
         engine_(std::make_shared<FetchEngine>(
             FetchEngineOptions{{options_.min_range_bytes, options_.max_range_bytes, options_.max_memory_bytes,
                                 options_.fetch_threads},
@@ -97,6 +111,9 @@ class Store final : public ContentStore {
   absl::StatusOr<std::string> KeepBlob(LazyLayer& layer, const FetchContext& context,
                                        const Progress& progress) override;
   std::vector<std::string> SourceNames(LazyLayer& layer) override;
+  absl::StatusOr<std::shared_ptr<const void>> PinForMount(LazyLayer& layer, bool mounted) override {
+    return static_cast<Layer&>(layer).PinForMount(mounted);
+  }
   absl::Status Remove(const base::Digest& digest) override;
 
  private:
@@ -117,6 +134,7 @@ class Store final : public ContentStore {
   absl::Status WriteRecord(const Layer& layer) ABSL_LOCKS_EXCLUDED(record_mutex_);
   void SyncLoop() ABSL_LOCKS_EXCLUDED(mutex_);
   void SyncAll() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool DropOldestBlob() ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<std::shared_ptr<Layer>> AllLayers() ABSL_LOCKS_EXCLUDED(mutex_);
 
   using Work = std::function<absl::Status(const std::shared_ptr<Layer>&, SharedTask&)>;
@@ -126,6 +144,7 @@ class Store final : public ContentStore {
 
   const ContentStoreOptions options_;
   const std::string layers_directory_;
+  const std::shared_ptr<CacheBudget> budget_;  // shared with layers that outlive the store
   BlobSpools spools_;
   const LayerBuilderOptions builder_options_;
   const std::shared_ptr<FetchEngine> engine_;  // shared with layers that outlive the store
@@ -155,6 +174,7 @@ absl::Status Store::Start() {
   RETURN_IF_ERROR(CheckPrivate(layers_directory_));
   ASSIGN_OR_RETURN(lock_, LockRoot(options_.root, options_.lock_patience));
   RETURN_IF_ERROR(Restore());
+  budget_->SetBlobDropper([this] { return DropOldestBlob(); });
   engine_->Start();
   spools_.Start();
   layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kLayerThreads);
@@ -175,6 +195,7 @@ Store::~Store() {
     }
   }
   for (const auto& task : tasks) task->cancel()->Cancel();
+  budget_->SetBlobDropper(nullptr);
   engine_->Stop();
   spools_.Stop();
   toc_threads_.reset();
@@ -214,8 +235,13 @@ absl::Status Store::RestoreLayer(const std::string& name) {
     return absl::DataLossError("layer.json is of another layer");
   RETURN_IF_ERROR(base::RemoveTree(directory + "/build"));
   auto layer = std::make_shared<Layer>(record, directory, engine_, options_.source_factory);
-  if (access(layer->kept_path().c_str(), F_OK) == 0) layer->SetKept(Layer::Kept::kClaimed);
-  absl::StatusOr<std::unique_ptr<LayerBody>> body = OpenLayerBody(directory, false);
+  if (struct stat kept{}; stat(layer->kept_path().c_str(), &kept) == 0) {
+    CacheBudget::Charge charge(budget_);
+    charge.Set(static_cast<uint64_t>(kept.st_blocks) * 512);
+    layer->SetKeptCharge(std::move(charge));
+    layer->SetKept(Layer::Kept::kClaimed);
+  }
+  absl::StatusOr<std::unique_ptr<LayerBody>> body = OpenLayerBody(directory, false, budget_);
   if (body.ok()) {
     layer->Install(*std::move(body));
   } else if (!absl::IsNotFound(body.status())) {
@@ -480,7 +506,22 @@ void Store::SyncLoop() {
       if (mutex_.AwaitWithTimeout(absl::Condition(&stopping), options_.sync_interval)) return;
     }
     SyncAll();
+    budget_->Tend();
   }
+}
+
+// Of the blobs that can be fetched again.
+bool Store::DropOldestBlob() {
+  std::vector<std::pair<absl::Time, std::shared_ptr<Layer>>> kept;
+  for (const std::shared_ptr<Layer>& layer : AllLayers()) {
+    struct stat st{};
+    if (layer->kept() == Layer::Kept::kNo || layer->Sources().size() < 2) continue;
+    if (stat(layer->kept_path().c_str(), &st) == 0)
+      kept.emplace_back(absl::TimeFromTimespec(st.st_mtim), layer);
+  }
+  std::sort(kept.begin(), kept.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  return std::any_of(kept.begin(), kept.end(),
+                     [this](const auto& one) { return spools_.DropKept(*one.second); });
 }
 
 void Store::SyncAll() {

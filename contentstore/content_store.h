@@ -165,6 +165,13 @@ struct ContentStoreOptions {
   absl::Duration blob_idle = absl::Seconds(30);  // how long what it has read outlives its last reader
   // What it has on the disk, without what is kept. A larger blob is read while there is no other.
   uint64_t max_spool_bytes = uint64_t{8} << 30;
+  // Of all layers' data, kept blobs and spools; indexes and metadata images are not in it. Never more is
+  // stored: the blobs kept and the chunks not used for longest give way, and where none can, reads are served
+  // from memory. 0: no limit.
+  uint64_t max_cache_bytes = 0;
+  uint64_t min_free_bytes = 0;    // the same while the disk has less left than this; 0: not looked at
+  uint64_t max_pinned_bytes = 0;  // of layers that PinForMount holds; 0: no limit
+  std::function<absl::StatusOr<uint64_t>()> free_bytes;  // for tests; empty: of the root's file system
   layer::BuildLimits limits;
   SourceFactory
       source_factory;  // may be empty: then restored layers have no sources until a handler is added
@@ -219,7 +226,7 @@ class ContentStore {
     return absl::UnimplementedError("this store does not read whole blobs");
   }
   // Makes the original bytes local, verified and durable; the path of their file, which stays as long as the
-  // layer. Joins a pass of ReadBlob. Blocks.
+  // layer, or until max_cache_bytes wants its room. Joins a pass of ReadBlob. Blocks.
   virtual absl::StatusOr<std::string> KeepBlob(LazyLayer& layer, const FetchContext& context,
                                                const Progress& progress) {
     static_cast<void>(layer), static_cast<void>(context), static_cast<void>(progress);
@@ -229,6 +236,13 @@ class ContentStore {
   virtual std::vector<std::string> SourceNames(LazyLayer& layer) {
     static_cast<void>(layer);
     return {};
+  }
+  // Before `data` itself is mounted: nothing of it is evicted while the result lives. FailedPrecondition: the
+  // layer is not complete. ResourceExhausted: it would be above max_pinned_bytes. Neither when it is
+  // `mounted` already.
+  virtual absl::StatusOr<std::shared_ptr<const void>> PinForMount(LazyLayer& layer, bool mounted) {
+    static_cast<void>(layer), static_cast<void>(mounted);
+    return nullptr;
   }
   // Forgets a layer that nobody holds and removes its files; FailedPrecondition while it is held.
   virtual absl::Status Remove(const base::Digest& digest) = 0;

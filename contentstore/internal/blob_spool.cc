@@ -356,7 +356,15 @@ absl::Status BlobSpool::Flush() {
     file = file_;
   }
   absl::Status written = base::FaultPoint("contentstore.blob.write");
-  if (written.ok()) written = base::PwriteFull(file->get(), at, block_);
+  if (written.ok()) {
+    // What cannot have room is in flight: there is no reading whole blobs without the disk.
+    const absl::Status room = charge_.Grow(block_.size());
+    if (!room.ok()) {
+      charge_.Set(charge_.bytes() + block_.size());
+      no_room_ = room;
+    }
+    written = base::PwriteFull(file->get(), at, block_);
+  }
   if (!written.ok()) {
     return base::Annotate(
         written, absl::StrCat(Name(), " cannot be read whole, its disk does not take it (free space)"));
@@ -396,6 +404,8 @@ void BlobSpool::Advance(uint64_t bytes) {
 }
 
 void BlobSpool::BeginAgain() {
+  charge_.Set(0);
+  no_room_ = absl::OkStatus();
   hasher_ = base::Hasher(blob_.digest.algorithm());
   const absl::MutexLock lock(&mutex_);
   if (!again_ && given_ > 0) before_ = file_;
@@ -406,6 +416,8 @@ void BlobSpool::BeginAgain() {
 }
 
 void BlobSpool::Forget() {
+  charge_.Set(0);
+  no_room_ = absl::OkStatus();
   hasher_ = base::Hasher(blob_.digest.algorithm());
   before_.reset();
   attempts_ = 0;
@@ -437,6 +449,7 @@ absl::Status BlobSpool::LinkKept(Layer& layer) {
     const absl::MutexLock lock(&mutex_);
     file = file_;
   }
+  RETURN_IF_ERROR(no_room_);
   RETURN_IF_ERROR(base::FaultPoint("contentstore.blob.sync"));
   if (fdatasync(file->get()) != 0) return base::ErrnoStatus(errno, absl::StrCat("sync ", Name()));
   RETURN_IF_ERROR(base::FaultPoint("contentstore.blob.link"));
@@ -449,6 +462,7 @@ absl::Status BlobSpool::LinkKept(Layer& layer) {
   }
   RETURN_IF_ERROR(base::FaultPoint("contentstore.blob.linked"));
   RETURN_IF_ERROR(base::SyncDirectory(layer.directory()));
+  layer.SetKeptCharge(std::exchange(charge_, CacheBudget::Charge(options_.budget)));
   layer.SetKept(Layer::Kept::kVerified);
   const absl::MutexLock lock(&mutex_);
   kept_path_ = path;

@@ -31,6 +31,7 @@ struct BlobSpoolOptions {
   absl::Duration idle;  // how long a spool outlives its last reader
   uint64_t max_bytes = 0;
   bool keep = false;
+  std::shared_ptr<CacheBudget> budget;
   const base::Clock* clock = nullptr;
   std::function<void(absl::string_view)> log;
 };
@@ -104,6 +105,8 @@ class BlobSpool {
   std::shared_ptr<const base::UniqueFd> before_;  // what wrong bytes were given out from
   size_t attempts_ = 0;                           // passes that ended with a wrong digest
   bool named_ = false;                            // file_ is the kept one
+  CacheBudget::Charge charge_{options_.budget};   // for file_ while it is nameless
+  absl::Status no_room_;  // why it is above the limit, if it is: such a one is not kept
 
   mutable absl::Mutex mutex_;
   absl::CondVar changed_;  // for readers

@@ -1,6 +1,9 @@
 #include "contentstore/internal/blob_spools.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <optional>
 #include <utility>
 
@@ -172,6 +175,14 @@ void BlobSpools::Drop(const base::Digest& digest) {
   dropped.push_back(std::move(found->second.spool));
   spools_.erase(found);
   changed_.SignalAll();
+}
+
+bool BlobSpools::DropKept(Layer& layer) {
+  const absl::MutexLock lock(&mutex_);  // nobody begins to read it meanwhile
+  if (spools_.count(layer.descriptor().digest) != 0) return false;
+  if (unlink(layer.kept_path().c_str()) != 0 && errno != ENOENT) return false;
+  layer.SetKept(Layer::Kept::kNo);
+  return true;
 }
 
 uint64_t BlobSpools::reserved() const {

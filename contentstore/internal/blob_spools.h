@@ -38,6 +38,8 @@ class BlobSpools {
   bool Joinable(const Layer& layer, bool keep) const ABSL_LOCKS_EXCLUDED(mutex_);
   // The spool of a layer that nobody reads goes, and what it holds of the layer.
   void Drop(const base::Digest& digest) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Removes the kept blob of a layer; false while there is a spool of it.
+  bool DropKept(Layer& layer) ABSL_LOCKS_EXCLUDED(mutex_);
   // Bytes that spools may have on the disk now; for tests.
   uint64_t reserved() const ABSL_LOCKS_EXCLUDED(mutex_);
 

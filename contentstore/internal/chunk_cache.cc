@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <utility>
 
@@ -23,6 +24,8 @@ constexpr size_t kHeaderSummedBytes = 32;
 constexpr char kMagic[9] = "LBPRES01";
 constexpr uint64_t kFlagComplete = 1;
 constexpr size_t kVerifyBlockBytes = 256 << 10;
+constexpr uint64_t kMaxSegments = 1 << 16;  // of one layer
+constexpr uint64_t kDiskBlockBytes = 4096;
 
 using Header = std::array<uint8_t, kHeaderBytes>;
 
@@ -63,19 +66,33 @@ absl::StatusOr<uint64_t> SizeOf(int fd) {
 }  // namespace
 
 ChunkCache::ChunkCache(std::shared_ptr<const layer::LayerIndex> index, base::UniqueFd data,
-                       base::UniqueFd presence)
+                       base::UniqueFd presence, std::shared_ptr<CacheBudget> budget)
     : index_(std::move(index)),
       data_(std::move(data)),
       presence_(std::move(presence)),
+      budget_(std::move(budget)),
+      segment_bytes_(std::max(budget_->segment_bytes(), index_->info().data_size / kMaxSegments)),
       present_(index_->chunk_count()),
-      claimed_(index_->chunk_count()) {}
+      claimed_(index_->chunk_count()),
+      segments_(index_->info().data_size / segment_bytes_ + 1),
+      evictable_(index_->info().random_access),
+      charge_(budget_) {}
 
 absl::StatusOr<std::shared_ptr<ChunkCache>> ChunkCache::Open(std::shared_ptr<const layer::LayerIndex> index,
-                                                             const std::string& directory, bool verified) {
+                                                             const std::string& directory, bool verified,
+                                                             std::shared_ptr<CacheBudget> budget) {
   ASSIGN_OR_RETURN(base::UniqueFd data, base::OpenFile(directory + "/data", O_RDWR | O_CREAT));
   ASSIGN_OR_RETURN(base::UniqueFd presence, base::OpenFile(directory + "/presence", O_RDWR | O_CREAT));
-  std::shared_ptr<ChunkCache> cache(new ChunkCache(std::move(index), std::move(data), std::move(presence)));
+  // Who opens the file while OpenElsewhere looks at it must not kill us: SIGIO, the default, would.
+  if (fcntl(data.get(), F_SETSIG, SIGURG) != 0) return base::ErrnoStatus(errno, "set up the cache file");
+  std::shared_ptr<ChunkCache> cache(
+      new ChunkCache(std::move(index), std::move(data), std::move(presence), std::move(budget)));
   RETURN_IF_ERROR(cache->Load(verified));
+  {
+    absl::MutexLock lock(&cache->mutex_);
+    cache->Recount();
+  }
+  cache->budget_->Add(cache);
   return cache;
 }
 
@@ -109,6 +126,7 @@ absl::Status ChunkCache::Load(bool verified) {
   }
   cached_bytes_.store(cached, std::memory_order_relaxed);
   complete_.store(header == whole, std::memory_order_release);
+  may_be_marked_.store(header == whole, std::memory_order_release);
   return absl::OkStatus();
 }
 
@@ -184,9 +202,13 @@ absl::Status ChunkCache::Store(uint64_t chunk, absl::Span<const uint8_t> bytes) 
   const layer::Chunk wanted = index_->chunk(chunk);
   if (bytes.size() != wanted.data_size) return absl::InternalError("chunk of the wrong size");
   RETURN_IF_ERROR(base::FaultPoint("contentstore.chunk.write"));
+  CacheBudget::Charge coming(budget_);
+  RETURN_IF_ERROR(coming.Grow((wanted.data_size / kDiskBlockBytes + 2) * kDiskBlockBytes));
+  absl::ReaderMutexLock writing(&evict_mutex_);
   RETURN_IF_ERROR(base::PwriteFull(data_.get(), wanted.data_offset, bytes));
   RETURN_IF_ERROR(base::FaultPoint("contentstore.chunk.written"));
   absl::MutexLock lock(&mutex_);
+  Recount();
   const bool was_claimed = claimed_.Test(chunk);
   if (!present_.Set(chunk)) return absl::OkStatus();
   claimed_.Clear(chunk);
@@ -215,6 +237,10 @@ absl::Status ChunkCache::SyncLocked() {
     for (const uint64_t chunk : chunks) Forget(chunk);
     return status;
   }
+  {
+    absl::MutexLock lock(&mutex_);
+    Recount();
+  }
   RETURN_IF_ERROR(base::FaultPoint("contentstore.sync.presence"));
   return DataSync(presence_.get(), "presence map");
 }
@@ -229,10 +255,173 @@ absl::Status ChunkCache::MarkComplete() {
   if (!AllPresent(0, index_->chunk_count())) return absl::FailedPreconditionError("chunks are missing");
   for (uint64_t word = 0; word < present_.words(); ++word) RETURN_IF_ERROR(WriteWord(word));
   RETURN_IF_ERROR(DataSync(presence_.get(), "presence map"));
+  may_be_marked_.store(true, std::memory_order_release);
   RETURN_IF_ERROR(base::PwriteFull(presence_.get(), 0, MakeHeader(*index_, true)));
   RETURN_IF_ERROR(DataSync(presence_.get(), "presence map"));
   complete_.store(true, std::memory_order_release);
   return absl::OkStatus();
+}
+
+ChunkCache::Pin::Pin(ChunkCache& cache, uint64_t first, uint64_t end)
+    : cache_(cache), first_(cache.SegmentOf(first)), last_(cache.SegmentOf(end - 1)) {
+  const uint64_t now = cache.budget_->tick();
+  for (uint64_t i = first_; i <= last_; ++i) {
+    Segment& segment = cache.segments_[i];
+    segment.pins.fetch_add(1, std::memory_order_seq_cst);
+    if (segment.last_use.load(std::memory_order_relaxed) != now) {
+      segment.last_use.store(now, std::memory_order_relaxed);
+    }
+  }
+}
+
+ChunkCache::Pin::~Pin() {
+  for (uint64_t i = first_; i <= last_; ++i) {
+    cache_.segments_[i].pins.fetch_sub(1, std::memory_order_seq_cst);
+  }
+}
+
+std::shared_ptr<const void> ChunkCache::PinWhole() {
+  {
+    absl::MutexLock lock(&evict_mutex_);
+    ++whole_pins_;
+  }
+  return {this, [self = shared_from_this()](const void*) {
+            absl::MutexLock lock(&self->evict_mutex_);
+            --self->whole_pins_;
+          }};
+}
+
+absl::StatusOr<std::shared_ptr<const void>> ChunkCache::PinMounted(bool mounted) {
+  const uint64_t bytes = index_->info().data_size;
+  {
+    absl::MutexLock lock(&evict_mutex_);
+    if (!complete() && !mounted) return absl::FailedPreconditionError("the layer is not complete");
+    if (mounted_pins_ == 0) RETURN_IF_ERROR(budget_->TakePinned(bytes, mounted));
+    ++mounted_pins_;
+    ++whole_pins_;
+  }
+  return std::shared_ptr<const void>(this, [self = shared_from_this(), bytes](const void*) {
+    absl::MutexLock lock(&self->evict_mutex_);
+    --self->whole_pins_;
+    if (--self->mounted_pins_ == 0) self->budget_->ReleasePinned(bytes);
+  });
+}
+
+void ChunkCache::Recount() {
+  if (!budget_->limited()) return;
+  uint64_t bytes = 0;
+  // Blocks that are being given their place at this moment may be missing in what the file system says.
+  for (int looks = 0; looks < 2; ++looks) {
+    struct stat st{};
+    if (fstat(data_.get(), &st) != 0) return;
+    bytes = std::max(bytes, static_cast<uint64_t>(st.st_blocks) * 512);
+  }
+  charge_.Set(bytes);
+  allocated_.store(bytes, std::memory_order_relaxed);
+}
+
+// Chunks, or bytes that nobody knows of any more.
+bool ChunkCache::HasBytes(uint64_t first, uint64_t end) const {
+  for (uint64_t i = first; i < end; ++i) {
+    if (!Missing(i)) return true;
+  }
+  const layer::Chunk last = index_->chunk(end - 1);
+  const off_t data = lseek(data_.get(), static_cast<off_t>(index_->chunk(first).data_offset), SEEK_DATA);
+  return data >= 0 && static_cast<uint64_t>(data) < last.data_offset + last.data_size;
+}
+
+// A write lease is given only where nobody has the file open but we: neither a mount, in whatever namespace,
+// nor one who is about to make one. Who opens it now waits until it is let go of.
+bool ChunkCache::OpenElsewhere() const {
+  if (fcntl(data_.get(), F_SETLEASE, F_WRLCK) != 0) return true;
+  return fcntl(data_.get(), F_SETLEASE, F_UNLCK) != 0;
+}
+
+absl::Status ChunkCache::RemoveMark() {
+  if (!may_be_marked_.load(std::memory_order_acquire)) return absl::OkStatus();
+  {
+    absl::MutexLock lock(&mutex_);
+    complete_.store(false, std::memory_order_release);
+    RETURN_IF_ERROR(base::PwriteFull(presence_.get(), 0, MakeHeader(*index_, false)));
+  }
+  RETURN_IF_ERROR(base::FaultPoint("contentstore.evict.mark"));
+  RETURN_IF_ERROR(DataSync(presence_.get(), "presence map"));
+  may_be_marked_.store(false, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+// False, and nothing is changed, where somebody has pinned the segment meanwhile.
+bool ChunkCache::MakeMissing(uint64_t segment, uint64_t first, uint64_t end) {
+  std::vector<uint64_t> present;
+  std::vector<uint64_t> claimed;
+  uint64_t bytes = 0;
+  absl::MutexLock lock(&mutex_);
+  for (uint64_t i = first; i < end; ++i) {
+    const bool was_present = present_.Clear(i);
+    const bool was_claimed = claimed_.Clear(i);
+    if (was_present) present.push_back(i);
+    if (was_claimed) claimed.push_back(i);
+    if (was_present || was_claimed) bytes += index_->chunk(i).data_size;
+  }
+  if (segments_[segment].pins.load(std::memory_order_seq_cst) > 0) {
+    for (const uint64_t i : present) present_.Set(i);
+    for (const uint64_t i : claimed) claimed_.Set(i);
+    return false;
+  }
+  cached_bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+  // A map that cannot be written keeps wrong claims; the next run will find them out by the SHA-256.
+  for (uint64_t word = first / 64; word <= (end - 1) / 64; ++word) WriteWord(word).IgnoreError();
+  return true;
+}
+
+// The blocks at both ends belong to neighbours too; they go if those are missing as well.
+absl::Status ChunkCache::Punch(uint64_t first, uint64_t end) const {
+  const layer::Chunk last = index_->chunk(end - 1);
+  uint64_t from = index_->chunk(first).data_offset;
+  uint64_t to = last.data_offset + last.data_size;
+  const uint64_t outer_from = from / kDiskBlockBytes * kDiskBlockBytes;
+  const uint64_t outer_to = (to + kDiskBlockBytes - 1) / kDiskBlockBytes * kDiskBlockBytes;
+  bool alone = true;
+  for (uint64_t i = first; alone && i-- > 0;) {
+    const layer::Chunk below = index_->chunk(i);
+    if (below.data_offset + below.data_size <= outer_from) break;
+    alone = Missing(i);
+  }
+  if (alone) from = outer_from;
+  alone = true;
+  for (uint64_t i = end; alone && i < index_->chunk_count(); ++i) {
+    if (index_->chunk(i).data_offset >= outer_to) break;
+    alone = Missing(i);
+  }
+  if (alone) to = outer_to;
+  RETURN_IF_ERROR(base::FaultPoint("contentstore.evict.punch"));
+  if (fallocate(data_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, static_cast<off_t>(from),
+                static_cast<off_t>(to - from)) != 0) {
+    return base::ErrnoStatus(errno, "make a hole in the cache file");
+  }
+  return base::FaultPoint("contentstore.evict.punched");
+}
+
+uint64_t ChunkCache::Evict(uint64_t segment) {
+  absl::MutexLock lock(&evict_mutex_);
+  if (!evictable_ || whole_pins_ > 0) return 0;
+  if (segments_[segment].pins.load(std::memory_order_seq_cst) > 0) return 0;
+  const auto first_from = [this](uint64_t offset) {
+    uint64_t chunk = index_->FindChunk(offset);
+    if (chunk < index_->chunk_count() && index_->chunk(chunk).data_offset < offset) ++chunk;
+    return chunk;
+  };
+  const uint64_t first = first_from(segment * segment_bytes_);
+  const uint64_t end = first_from((segment + 1) * segment_bytes_);
+  if (first >= end || !HasBytes(first, end) || OpenElsewhere()) return 0;
+  if (!RemoveMark().ok() || !MakeMissing(segment, first, end)) return 0;
+  const absl::Status punched = Punch(first, end);
+  // Where no holes can be made, nothing but fetching would come of it.
+  if (!punched.ok()) evictable_ = false;
+  const uint64_t before = allocated();
+  absl::MutexLock map_lock(&mutex_);
+  Recount();
+  return before - std::min(before, allocated());
 }
 
 }  // namespace lazyblob::contentstore

@@ -7,6 +7,11 @@
 // SHA-256 before this run uses it for the first time, so bits that reached the disk before their data, and
 // bytes that rotted there, end as a miss. Only the mark "complete" is taken at its word: it is written after
 // the data was synced.
+//
+// Eviction: chunks go by segments, runs of the data area. A segment is taken only while nobody pins it, and
+// never while anybody else has the file open, for that may be a file system mounted on it: a hole would be
+// zeros there. In this order: the mark "complete" is removed and synced, the chunks are missing, the map says
+// so, the hole is made. A crash in between leaves claims, which are verified.
 
 #include <atomic>
 #include <cstdint>
@@ -20,17 +25,19 @@
 #include "absl/types/span.h"
 #include "base/file.h"
 #include "contentstore/internal/bitmap.h"
+#include "contentstore/internal/cache_budget.h"
 #include "layer/layer_index.h"
 
 namespace lazyblob::contentstore {
 
 // Thread-safe. A chunk is missing, claimed or present; only present ones may be given out.
-class ChunkCache {
+class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
  public:
   // Opens the two files in `directory`, made or made anew where they are absent or belong to another index.
   // `verified`: this process itself wrote and verified what is there, so claims are present at once.
   static absl::StatusOr<std::shared_ptr<ChunkCache>> Open(std::shared_ptr<const layer::LayerIndex> index,
-                                                          const std::string& directory, bool verified);
+                                                          const std::string& directory, bool verified,
+                                                          std::shared_ptr<CacheBudget> budget);
   // Makes a `data` file that was just written whole into a complete cache: sized, synced, then marked.
   static absl::Status Seal(const layer::LayerIndex& index, const std::string& directory);
   // Takes both files away.
@@ -46,37 +53,96 @@ class ChunkCache {
 
   // Compares a claimed chunk with its SHA-256: present when right; DataLoss, and missing, when not.
   absl::Status Verify(uint64_t chunk);
-  // Writes verified bytes. An error leaves the chunk as it was; the caller has the bytes still.
-  absl::Status Store(uint64_t chunk, absl::Span<const uint8_t> bytes);
+  // Writes verified bytes. An error (ResourceExhausted: the budget has no room) leaves the chunk as it was;
+  // the caller has the bytes still. Who tells others that the chunk is present pins it from before until
+  // then.
+  absl::Status Store(uint64_t chunk, absl::Span<const uint8_t> bytes)
+      ABSL_LOCKS_EXCLUDED(evict_mutex_, mutex_);
+
+  // Chunks [first, end), first < end, that are present, or come to be, stay while it lives; the cache
+  // outlives it. Pinned first and tested for presence then, in this order.
+  class Pin {
+   public:
+    Pin(ChunkCache& cache, uint64_t first, uint64_t end);
+    ~Pin();
+    Pin(const Pin&) = delete;
+    Pin& operator=(const Pin&) = delete;
+
+   private:
+    ChunkCache& cache_;
+    const uint64_t first_;  // segments, both included
+    const uint64_t last_;
+  };
+  // The same for all chunks.
+  std::shared_ptr<const void> PinWhole() ABSL_LOCKS_EXCLUDED(evict_mutex_);
+  // For mounts of the file itself; counted by the budget. FailedPrecondition: not complete;
+  // ResourceExhausted: too much is held so. Neither when `mounted` already.
+  absl::StatusOr<std::shared_ptr<const void>> PinMounted(bool mounted) ABSL_LOCKS_EXCLUDED(evict_mutex_);
+
+  uint64_t segments() const { return segments_.size(); }
+  // CacheBudget::tick of the last use.
+  uint64_t LastUse(uint64_t segment) const {
+    return segments_[segment].last_use.load(std::memory_order_relaxed);
+  }
+  // Bytes the file has on the disk; 0 where the budget has no limit.
+  uint64_t allocated() const { return allocated_.load(std::memory_order_relaxed); }
+  // Makes the chunks that begin in the segment missing and gives their bytes back to the disk; how many that
+  // were. 0: it may not be done now, or there are none.
+  uint64_t Evict(uint64_t segment) ABSL_LOCKS_EXCLUDED(evict_mutex_, mutex_);
 
   // Makes everything stored so far durable, data before presence. When the disk fails to take the data, the
   // chunks concerned are missing again: nobody can say what of them is on the disk.
   absl::Status Sync();
-  // All chunks must be present. Syncs, then writes the mark.
+  // All chunks must be present, and pinned. Syncs, then writes the mark.
   absl::Status MarkComplete();
   bool complete() const { return complete_.load(std::memory_order_acquire); }
   uint64_t cached_bytes() const { return cached_bytes_.load(std::memory_order_relaxed); }
 
  private:
-  ChunkCache(std::shared_ptr<const layer::LayerIndex> index, base::UniqueFd data, base::UniqueFd presence);
+  struct Segment {
+    std::atomic<uint64_t> last_use{0};
+    std::atomic<uint32_t> pins{0};
+  };
+
+  ChunkCache(std::shared_ptr<const layer::LayerIndex> index, base::UniqueFd data, base::UniqueFd presence,
+             std::shared_ptr<CacheBudget> budget);
   absl::Status Load(bool verified) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status WriteWord(uint64_t word) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status SyncLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(sync_mutex_) ABSL_LOCKS_EXCLUDED(mutex_);
   void Forget(uint64_t chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  uint64_t SegmentOf(uint64_t chunk) const { return index_->chunk(chunk).data_offset / segment_bytes_; }
+  bool HasBytes(uint64_t first, uint64_t end) const;
+  bool OpenElsewhere() const;
+  absl::Status RemoveMark() ABSL_EXCLUSIVE_LOCKS_REQUIRED(evict_mutex_) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool MakeMissing(uint64_t segment, uint64_t first, uint64_t end) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status Punch(uint64_t first, uint64_t end) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(evict_mutex_);
+  void Recount() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::shared_ptr<const layer::LayerIndex> index_;
   const base::UniqueFd data_;
   const base::UniqueFd presence_;
+  const std::shared_ptr<CacheBudget> budget_;
+  const uint64_t segment_bytes_;
 
   AtomicBitmap present_;  // verified in this run
   AtomicBitmap
       claimed_;  // of an earlier run, unverified; disjoint from present_ but for moments inside mutex_
   std::atomic<bool> complete_{false};
+  // The file may say so although complete_ does not, until that is synced.
+  std::atomic<bool> may_be_marked_{false};
   std::atomic<uint64_t> cached_bytes_{0};
+  std::atomic<uint64_t> allocated_{0};
+  std::vector<Segment> segments_;
 
   absl::Mutex sync_mutex_;  // one sync at a time; taken before mutex_
-  absl::Mutex mutex_;       // changes of the maps and of the file `presence`
+  // Held to evict; shared while a chunk is written. Taken before mutex_.
+  absl::Mutex evict_mutex_;
+  int whole_pins_ ABSL_GUARDED_BY(evict_mutex_) = 0;
+  int mounted_pins_ ABSL_GUARDED_BY(evict_mutex_) = 0;
+  bool evictable_ ABSL_GUARDED_BY(evict_mutex_) = true;
+  absl::Mutex mutex_;  // changes of the maps and of the file `presence`
   std::vector<uint64_t> unsynced_ ABSL_GUARDED_BY(mutex_);
+  CacheBudget::Charge charge_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace lazyblob::contentstore

@@ -22,7 +22,11 @@ constexpr int64_t kDiskErrorPauseSeconds = 600;
 
 absl::StatusOr<PinnedRange> MakeRange(const Waiter& waiter) {
   const ChunkCache& cache = *waiter.body->cache;
-  if (waiter.memory.empty()) return PinnedRange(cache.fd(), waiter.offset, waiter.length, waiter.layer);
+  if (waiter.memory.empty()) {
+    std::shared_ptr<const void> pin = waiter.pin;
+    if (pin == nullptr) pin = waiter.layer;
+    return PinnedRange(cache.fd(), waiter.offset, waiter.length, std::move(pin));
+  }
   if (waiter.length > kMaxAssembledBytes) {
     return absl::ResourceExhaustedError(
         "the cache's disk is full and the range too long to be held in memory");
@@ -177,10 +181,10 @@ void FetchEngine::NoteDiskError(const Layer& layer, const absl::Status& status) 
   const int64_t now = absl::ToInt64Seconds(Now());
   int64_t next = next_disk_error_.load(std::memory_order_relaxed);
   if (now < next || !next_disk_error_.compare_exchange_strong(next, now + kDiskErrorPauseSeconds)) return;
-  options_.log(
-      absl::StrCat("cannot store chunks of layer ", layer.descriptor().digest.ToString(), " (",
-                   base::Printable(status.message()),
-                   "); reads are served from memory and fetched again each time: free space below the root"));
+  options_.log(absl::StrCat("cannot store chunks of layer ", layer.descriptor().digest.ToString(), " (",
+                            base::Printable(status.message()),
+                            "); reads are served from memory and fetched again each time: free space below "
+                            "the root, or raise cache.max_bytes"));
 }
 
 void FetchEngine::FetchLoop() {

@@ -32,6 +32,8 @@ struct Waiter {
   uint64_t offset = 0;
   uint64_t length = 0;
   FetchContext context;
+  std::shared_ptr<const void>
+      pin;                  // keeps chunks of the range that have come; may be null where none are wanted
   bool wants_range = true;  // false: only that the chunks are in the cache file matters (unlazy)
   absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done;
 

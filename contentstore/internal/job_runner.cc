@@ -81,6 +81,8 @@ bool JobRunner::Decode(Job::Item* item, absl::Span<const uint8_t> blob_bytes) {
     wrong_ = std::move(status);
     return false;
   }
+  // Nobody can take it away before those who wait for it, and have pinned it, know that it is there.
+  const ChunkCache::Pin pin(*job_.body->cache, item->chunk_number, item->chunk_number + 1);
   Bytes memory;
   status = job_.body->cache->Store(item->chunk_number, scratch_);
   if (!status.ok()) {

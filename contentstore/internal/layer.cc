@@ -66,18 +66,44 @@ void Layer::Install(std::unique_ptr<LayerBody> body) {
   body_.store(bodies_.back().get(), std::memory_order_release);
 }
 
+namespace {
+
+struct PinnedChunks {
+  PinnedChunks(std::shared_ptr<const Layer> layer_in, ChunkCache& cache, LayerBody::ChunkRange chunks)
+      : layer(std::move(layer_in)), pin(cache, chunks.first, chunks.end) {}
+  const std::shared_ptr<const Layer> layer;  // which the cache lives as long as
+  const ChunkCache::Pin pin;
+};
+
+}  // namespace
+
+std::shared_ptr<const void> Layer::PinChunks(const LayerBody& body, LayerBody::ChunkRange chunks) {
+  return std::make_shared<const PinnedChunks>(shared_from_this(), *body.cache, chunks);
+}
+
+absl::StatusOr<std::shared_ptr<const void>> Layer::PinForMount(bool mounted) {
+  const LayerBody* const now = body();
+  if (now == nullptr) return absl::FailedPreconditionError("the layer has no index");
+  return now->cache->PinMounted(mounted);
+}
+
 std::optional<PinnedRange> Layer::TryAcquire(uint64_t offset, uint64_t length) {
   const LayerBody* const now = body();
   if (now == nullptr || quarantined_.load(std::memory_order_acquire)) return std::nullopt;
   if (!base::RangeWithin(offset, length, now->index->info().data_size)) return std::nullopt;
-  if (length > 0) {
-    const LayerBody::ChunkRange chunks = now->Chunks(offset, length);
+  std::shared_ptr<const void> pin;
+  const LayerBody::ChunkRange chunks = length > 0 ? now->Chunks(offset, length) : LayerBody::ChunkRange();
+  if (chunks.first < chunks.end) {
     if (!now->cache->AllPresent(chunks.first, chunks.end)) return std::nullopt;
-    const uint64_t end = offset + length;
-    if (end > ahead_trigger_.load(std::memory_order_relaxed)) engine_->ReadAhead(shared_from_this(), end);
+    pin = PinChunks(*now, chunks);
+    if (!now->cache->AllPresent(chunks.first, chunks.end)) return std::nullopt;
+  }
+  if (const uint64_t end = offset + length; end > ahead_trigger_.load(std::memory_order_relaxed)) {
+    engine_->ReadAhead(shared_from_this(), end);
   }
   NoteServedBytes(length);
-  return PinnedRange(now->cache->fd(), offset, length, shared_from_this());
+  if (pin == nullptr) pin = shared_from_this();
+  return PinnedRange(now->cache->fd(), offset, length, std::move(pin));
 }
 
 void Layer::Acquire(uint64_t offset, uint64_t length, FetchContext context,
@@ -98,12 +124,26 @@ void Layer::Acquire(uint64_t offset, uint64_t length, FetchContext context,
   waiter->body = now;
   waiter->offset = offset;
   waiter->length = length;
+  if (length > 0) {
+    const LayerBody::ChunkRange chunks = now->Chunks(offset, length);
+    if (chunks.first < chunks.end) waiter->pin = PinChunks(*now, chunks);
+  }
   waiter->context = std::move(context);
   waiter->done = std::move(done);
   engine_->Acquire(std::move(waiter));
 }
 
 void Layer::FailOutstanding(const absl::Status& status) { engine_->FailOutstanding(this, status); }
+
+void Layer::SetKept(Kept kept) {
+  kept_.store(kept, std::memory_order_release);
+  if (kept == Kept::kNo) SetKeptCharge({});
+}
+
+void Layer::SetKeptCharge(CacheBudget::Charge charge) {
+  absl::MutexLock lock(&mutex_);
+  kept_charge_ = std::move(charge);
+}
 
 LayerStats Layer::stats() const {
   LayerStats stats;

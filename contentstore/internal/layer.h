@@ -79,6 +79,11 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   void FailOutstanding(const absl::Status& status) override;
   LayerStats stats() const override ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Chunks that are present stay while the result lives; [first, end) is not empty.
+  std::shared_ptr<const void> PinChunks(const LayerBody& body, LayerBody::ChunkRange chunks);
+  // As ContentStore::PinForMount.
+  absl::StatusOr<std::shared_ptr<const void>> PinForMount(bool mounted);
+
   // Null while there is no index. What it points to stays valid as long as the layer.
   const LayerBody* body() const { return body_.load(std::memory_order_acquire); }
   void Install(std::unique_ptr<LayerBody> body) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -87,7 +92,8 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   // compared with its digest. While there is one it is the first of the sources.
   enum class Kept : uint8_t { kNo, kClaimed, kVerified };
   Kept kept() const { return kept_.load(std::memory_order_acquire); }
-  void SetKept(Kept kept) { kept_.store(kept, std::memory_order_release); }
+  void SetKept(Kept kept) ABSL_LOCKS_EXCLUDED(mutex_);
+  void SetKeptCharge(CacheBudget::Charge charge) ABSL_LOCKS_EXCLUDED(mutex_);
   std::string kept_path() const { return directory_ + "/blob"; }
 
   struct Identity {
@@ -162,6 +168,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   std::string not_lazy_reason_ ABSL_GUARDED_BY(mutex_);
   bool toc_unusable_ ABSL_GUARDED_BY(mutex_) = false;
   std::string quarantine_ ABSL_GUARDED_BY(mutex_);
+  CacheBudget::Charge kept_charge_ ABSL_GUARDED_BY(mutex_);
   std::string last_error_ ABSL_GUARDED_BY(mutex_);
 };
 

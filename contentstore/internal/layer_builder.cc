@@ -33,11 +33,12 @@ bool WrongBytes(const absl::Status& status) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<LayerBody>> OpenLayerBody(const std::string& directory, bool verified) {
+absl::StatusOr<std::unique_ptr<LayerBody>> OpenLayerBody(const std::string& directory, bool verified,
+                                                         std::shared_ptr<CacheBudget> budget) {
   if (!Exists(directory + "/index")) return absl::NotFoundError("no index");
   auto body = std::make_unique<LayerBody>();
   ASSIGN_OR_RETURN(body->index, layer::LayerIndex::Open(directory));
-  ASSIGN_OR_RETURN(body->cache, ChunkCache::Open(body->index, directory, verified));
+  ASSIGN_OR_RETURN(body->cache, ChunkCache::Open(body->index, directory, verified, std::move(budget)));
   body->random_access = body->index->info().random_access;
   return body;
 }
@@ -45,6 +46,7 @@ absl::StatusOr<std::unique_ptr<LayerBody>> OpenLayerBody(const std::string& dire
 absl::Status LayerBuilder::StartDirectory() {
   data_.Reset();
   RETURN_IF_ERROR(base::RemoveTree(directory_));
+  charge_.Set(0);
   return base::MakeDirectories(directory_);
 }
 
@@ -161,6 +163,7 @@ void LayerBuilder::GiveUpData(const absl::Status& status) {
   gone_wrong_ = std::string(status.message());
   data_.Reset();
   unlink((directory_ + "/data").c_str());
+  charge_.Set(0);
 }
 
 absl::Status LayerBuilder::StreamOnce(layer::Format format, bool keep_data, size_t first_source) {
@@ -174,6 +177,7 @@ absl::Status LayerBuilder::StreamOnce(layer::Format format, bool keep_data, size
   const auto sink = [this](uint64_t offset, absl::Span<const uint8_t> bytes) -> absl::Status {
     if (!data_.valid()) return absl::OkStatus();
     absl::Status written = base::FaultPoint("contentstore.stream.write");
+    if (written.ok()) written = charge_.Grow(bytes.size());
     if (written.ok()) written = base::PwriteFull(data_.get(), offset, bytes);
     if (!written.ok()) GiveUpData(written);  // the index is still worth having
     return absl::OkStatus();
@@ -193,7 +197,7 @@ absl::Status LayerBuilder::StreamOnce(layer::Format format, bool keep_data, size
   if (keep_data && !data_.valid()) {
     options_.log(absl::StrCat("layer ", blob.digest.ToString(),
                               " was indexed but its data could not be kept (", base::Printable(gone_wrong_),
-                              "): free space below the root"));
+                              "): free space below the root, or raise cache.max_bytes"));
   }
   return Install(data_.valid());
 }
@@ -225,7 +229,7 @@ absl::Status LayerBuilder::Install(bool with_data) {
   RETURN_IF_ERROR(Rename(directory_ + "/index", target + "/index"));
   RETURN_IF_ERROR(base::SyncDirectory(target));
   RETURN_IF_ERROR(base::RemoveTree(directory_));
-  ASSIGN_OR_RETURN(std::unique_ptr<LayerBody> body, OpenLayerBody(target, with_data));
+  ASSIGN_OR_RETURN(std::unique_ptr<LayerBody> body, OpenLayerBody(target, with_data, options_.budget));
   layer_.Install(std::move(body));
   return absl::OkStatus();
 }

@@ -20,10 +20,12 @@ struct LayerBuilderOptions {
   layer::BuildLimits limits;
   std::function<void(absl::string_view)> log;  // one line; never empty
   BlobSpools* spools = nullptr;                // what is streamed whole goes by it
+  std::shared_ptr<CacheBudget> budget;
 };
 
 // Opens index and cache in the layer's directory. NotFound: there is no index. DataLoss: it is damaged.
-absl::StatusOr<std::unique_ptr<LayerBody>> OpenLayerBody(const std::string& directory, bool verified);
+absl::StatusOr<std::unique_ptr<LayerBody>> OpenLayerBody(const std::string& directory, bool verified,
+                                                         std::shared_ptr<CacheBudget> budget);
 
 // One build; used by one thread. At most one at a time per layer.
 class LayerBuilder {
@@ -54,7 +56,8 @@ class LayerBuilder {
   Layer& layer_;
   SharedTask& task_;
   const std::string directory_;
-  base::UniqueFd data_;     // while the data is kept
+  base::UniqueFd data_;  // while the data is kept
+  CacheBudget::Charge charge_{options_.budget};
   std::string gone_wrong_;  // why the data is not kept although it was to be
 };
 

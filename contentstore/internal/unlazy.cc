@@ -66,6 +66,7 @@ uint64_t EndOfRange(const LayerBody& body, uint64_t first, uint64_t range_bytes)
 absl::Status UnlazyChunks(FetchEngine& engine, const std::shared_ptr<Layer>& layer, uint64_t range_bytes,
                           SharedTask& task) {
   const LayerBody* const body = layer->body();
+  const std::shared_ptr<const void> pin = body->cache->PinWhole();
   const uint64_t chunks = body->index->chunk_count();
   const double blob_per_data = static_cast<double>(layer->descriptor().size) /
                                static_cast<double>(std::max<uint64_t>(1, body->index->info().data_size));

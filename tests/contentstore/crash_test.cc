@@ -57,8 +57,16 @@ TEST_F(Victim, DISABLED_Runs) {
   options_.root = root;
   const std::string what = task;
   base::ArmFaultsFromEnvironment();
+  if (what == "evict") options_.max_cache_bytes = 48 * kChunk;
   Open();
   std::shared_ptr<LazyLayer> layer = Add(SharedLayer());
+  if (what == "evict") {
+    ASSERT_TRUE(store_->Unlazy(*layer, {}, {}).ok());
+    ASSERT_EQ(layer->state(), LayerState::kComplete);
+    const std::shared_ptr<LazyLayer> other = AddIndexed(MakeTarLayer(40));
+    ASSERT_TRUE(Read(*other, 0, 20 * kChunk).ok());
+    return;
+  }
   if (what == "keep") store_->KeepBlob(*layer, {}, {}).IgnoreError();
   ASSERT_TRUE(store_->EnsureIndexed(*layer, what == "index", {}, {}).ok());
   ASSERT_TRUE(Read(*layer, 0, 20 * kChunk).ok());
@@ -144,6 +152,24 @@ TEST_F(CrashTest, AKilledKeepLeavesTheWholeBlobOrNone) {
     EXPECT_EQ(RequestCount(), linked ? 0 : 1);
     layer.reset();
     ASSERT_TRUE(store_->Remove(made.descriptor.digest).ok());
+    Close();
+  }
+}
+
+TEST_F(CrashTest, AKilledEvictionNeverLeavesHolesInACompleteLayer) {
+  for (const char* point :
+       {"contentstore.evict.mark", "contentstore.evict.punch", "contentstore.evict.punched"}) {
+    SCOPED_TRACE(point);
+    ASSERT_EQ(RunVictim("evict", std::string(point) + "=kill"), SIGKILL);
+    const support::Layer made = SharedLayer();
+    Open();
+    std::shared_ptr<LazyLayer> layer = Add(made);
+    EXPECT_EQ(layer->state(), LayerState::kLazy);
+    EXPECT_EQ(Read(*layer, 0, layer->data_size()).value(), DataArea(made));
+    EXPECT_TRUE(store_->Unlazy(*layer, {}, {}).ok());
+    layer.reset();
+    ASSERT_TRUE(store_->Remove(made.descriptor.digest).ok());
+    ASSERT_TRUE(store_->Remove(MakeTarLayer(40).descriptor.digest).ok());
     Close();
   }
 }
