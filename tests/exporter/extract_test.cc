@@ -255,6 +255,18 @@ TEST(Extract, LayersAreFetchedAtTheSameTimeAndUnpackedInOrder) {
   EXPECT_EQ(Contents(dir.File("out/f")), "2");
 }
 
+TEST(Extract, WhatIsNotToBeCommittedLeavesNothing) {
+  TempDir dir;
+  ExtractOptions options;
+  options.prepared = [&] {
+    EXPECT_TRUE(Exists(dir.File("out/f")));
+    return absl::AbortedError("another destination failed");
+  };
+  const std::vector<ExtractLayer> layers = {LayerOf({File("f", "1")})};
+  EXPECT_TRUE(absl::IsAborted(ExtractLayers(layers, dir.File("out"), options).status()));
+  EXPECT_FALSE(Exists(dir.File("out")));
+}
+
 TEST(Extract, CancellingEndsItAndLeavesNothing) {
   TempDir dir;
   ExtractOptions options;
