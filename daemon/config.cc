@@ -153,6 +153,8 @@ const std::vector<Key>& Keys() {
          return OneOf(at, {"error", "warning", "info", "debug"}, &c->log_level);
        }},
       {"cache", "max_bytes", [](const Place& at, Config* c) { return Size(at, &c->cache.max_bytes); }},
+      {"cache", "pinned_max", [](const Place& at, Config* c) { return Size(at, &c->cache.pinned_max); }},
+      {"cache", "min_free", [](const Place& at, Config* c) { return Size(at, &c->cache.min_free); }},
       {"cache", "keep_blobs", [](const Place& at, Config* c) { return Flag(at, &c->cache.keep_blobs); }},
       {"fuse", "mode",
        [](const Place& at, Config* c) {

@@ -20,7 +20,9 @@ struct Config {
 
   struct Cache {
     friend bool operator==(const Cache&, const Cache&) = default;
-    uint64_t max_bytes = 0;   // of layers that no snapshot or mount uses; 0: no limit
+    uint64_t max_bytes = 0;   // of all that can be fetched again; 0: no limit
+    uint64_t pinned_max = 0;  // of layers mounted on their cache file; 0: half of max_bytes
+    uint64_t min_free = 0;    // of the root's file system; 0: not looked at
     bool keep_blobs = false;  // original bytes that were read whole stay in the store
   } cache;
   struct Fuse {

@@ -185,7 +185,12 @@ class Daemon {
     contentstore::ContentStoreOptions store;
     store.root = root() + "/layers";
     store.source_factory = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
-    store.keep_blobs = options_.config.cache.keep_blobs;
+    const Config::Cache& cache = options_.config.cache;
+    store.keep_blobs = cache.keep_blobs;
+    store.max_cache_bytes = cache.max_bytes;
+    store.min_free_bytes = cache.min_free;
+    store.max_pinned_bytes = cache.pinned_max == 0 ? cache.max_bytes / 2 : cache.pinned_max;
+    if (cache.max_bytes != 0) store.max_spool_bytes = std::min(store.max_spool_bytes, cache.max_bytes / 2);
     store.log = log_;
     ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
     exporter::LeasesOptions leases;

@@ -168,6 +168,12 @@ absl::StatusOr<std::string> ImageLayers::MetadataPath(contentstore::LazyLayer& l
   return path;
 }
 
+absl::StatusOr<std::shared_ptr<const void>> ImageLayers::PinForMount(const LazyLayerPtr& layer,
+                                                                     bool mounted) {
+  ASSIGN_OR_RETURN(std::shared_ptr<const void> pin, parts_.store->PinForMount(*layer, mounted));
+  return std::make_shared<const std::pair<LazyLayerPtr, std::shared_ptr<const void>>>(layer, std::move(pin));
+}
+
 absl::StatusOr<WantedLayer> ImageLayers::Wanted(const LazyLayerPtr& layer, const std::string& meta_path,
                                                 fuse::Mode mode) {
   ASSIGN_OR_RETURN(fuse::ProbeResult probe, Probe());
@@ -178,7 +184,12 @@ absl::StatusOr<WantedLayer> ImageLayers::Wanted(const LazyLayerPtr& layer, const
   wanted.mode = mode;
   wanted.pin = layer;
   if (probe.direct && mode != fuse::Mode::kFuse && layer->state() == contentstore::LayerState::kComplete) {
-    wanted.data_path = layer->directory() + "/data";
+    // Where it may not stay whole it is served by FUSE.
+    auto pin = PinForMount(layer, /*mounted=*/false);
+    if (pin.ok()) {
+      wanted.data_path = layer->directory() + "/data";
+      wanted.pin = *std::move(pin);
+    }
   }
   return wanted;
 }
@@ -203,7 +214,13 @@ absl::StatusOr<MountedLayer> ImageLayers::Restore(const MountedLayer& recorded, 
   ASSIGN_OR_RETURN(WantedLayer wanted, Wanted(layer, recorded.meta_path, *mode));
   WantedLayer as_recorded = wanted;
   as_recorded.data_path = recorded.direct ? layer->directory() + "/data" : "";
+  as_recorded.pin = layer;
+  if (recorded.direct) {
+    ASSIGN_OR_RETURN(as_recorded.pin, PinForMount(layer, /*mounted=*/true));
+  }
   if (mounts_.Adopt(recorded.target, as_recorded)) return recorded;
+  as_recorded.pin.reset();
+  wanted.pin.reset();
   // Nothing holds it any more: another kernel may have been started since.
   ASSIGN_OR_RETURN(fuse::ProbeResult probe, Probe());
   *mode = probe.mode;

@@ -84,6 +84,9 @@ class ImageLayers {
   // `recorded` as it is mounted now, or mounted again from local files. NotFound: they are gone.
   absl::StatusOr<MountedLayer> Restore(const MountedLayer& recorded, fuse::Mode* mode);
 
+  // Holds a layer, and its bytes, for a mount of its cache file; as ContentStore::PinForMount.
+  absl::StatusOr<std::shared_ptr<const void>> PinForMount(const LazyLayerPtr& layer, bool mounted);
+
   // How this kernel can mount; found out once.
   absl::StatusOr<fuse::ProbeResult> Probe() ABSL_LOCKS_EXCLUDED(probe_mutex_);
 

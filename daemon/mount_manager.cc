@@ -69,8 +69,15 @@ absl::Status MountManager::Restore(const std::set<std::string>& mounted) {
     for (const MountedLayer& layer : image.layers) {
       WantedLayer as;
       as.digest = layer.digest;
-      if (layer.direct) as.data_path = layer.meta_path.substr(0, layer.meta_path.rfind('/')) + "/data";
-      as.pin = parts_.layers->store().Find(layer.digest);
+      const LazyLayerPtr known = parts_.layers->store().Find(layer.digest);
+      as.pin = known;
+      if (layer.direct) {
+        as.data_path = layer.meta_path.substr(0, layer.meta_path.rfind('/')) + "/data";
+        if (known != nullptr) {
+          if (auto pin = parts_.layers->PinForMount(known, /*mounted=*/true); pin.ok())
+            as.pin = *std::move(pin);
+        }
+      }
       parts_.layers->mounts().Adopt(layer.target, as);
     }
     LendCredentials(image);

@@ -61,16 +61,26 @@ TEST(Config, TheDocumentHasEveryKeyWithItsDefault) {
 
 TEST(Config, EveryKeyIsReadIntoAFieldOfItsOwn) {
   std::set<std::string> seen;
-  for (const char* text :
-       {"root = '/a'", "address = '/b.sock'", "log_level = 'debug'", "[cache]\nmax_bytes = '10GiB'",
-        "[cache]\nkeep_blobs = true", "[fuse]\nmode = 'loop'", "[fuse]\nread_deadline = '30s'",
-        "[snapshotter]\nplain_layers = 'client'", "[snapshotter]\nresolve_timeout = '1m30s'",
-        "[snapshotter]\nurl_hosts = ['a.example:443']", "[registry]\nconfig_path = '/etc/a:/etc/b'",
-        "[registry]\nca_file = '/etc/ca.pem'", "[credentials]\ndocker_config = ''",
-        "[credentials]\nkubernetes_secrets = '/etc/secrets'", "[credentials]\ncri = true",
-        "[credentials]\ncri_image_service = '/run/k3s/containerd/containerd.sock'",
-        "[content]\nenabled = true",
-        "[content]\ncontainerd_address = '/run/k3s/containerd/containerd.sock'"}) {
+  for (const char* text : {"root = '/a'",
+                           "address = '/b.sock'",
+                           "log_level = 'debug'",
+                           "[cache]\nmax_bytes = '10GiB'",
+                           "[cache]\npinned_max = '1GiB'",
+                           "[cache]\nmin_free = '5GiB'",
+                           "[cache]\nkeep_blobs = true",
+                           "[fuse]\nmode = 'loop'",
+                           "[fuse]\nread_deadline = '30s'",
+                           "[snapshotter]\nplain_layers = 'client'",
+                           "[snapshotter]\nresolve_timeout = '1m30s'",
+                           "[snapshotter]\nurl_hosts = ['a.example:443']",
+                           "[registry]\nconfig_path = '/etc/a:/etc/b'",
+                           "[registry]\nca_file = '/etc/ca.pem'",
+                           "[credentials]\ndocker_config = ''",
+                           "[credentials]\nkubernetes_secrets = '/etc/secrets'",
+                           "[credentials]\ncri = true",
+                           "[credentials]\ncri_image_service = '/run/k3s/containerd/containerd.sock'",
+                           "[content]\nenabled = true",
+                           "[content]\ncontainerd_address = '/run/k3s/containerd/containerd.sock'"}) {
     auto config = ParseConfig(text, "f");
     ASSERT_TRUE(config.ok()) << config.status();
     EXPECT_NE(*config, Config()) << text;
