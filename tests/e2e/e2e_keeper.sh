@@ -54,9 +54,10 @@ KNOCK
 task_exec() { ctr_ tasks exec --exec-id "e$RANDOM$RANDOM" "$@"; }
 in_container() { task_exec long /bin/sh -c "$1"; }
 exec_loop() {
-  local count=0
+  local count=0 said
   until [ -e "$SCRATCH/stop" ]; do
-    [ "$(task_exec long /bin/sh -c 'ls /usr > /dev/null && echo well' 2>&1)" = well ] || { echo "exec $count failed"; return 1; }
+    said=$(task_exec long /bin/sh -c 'ls /usr > /dev/null && echo well' 2>&1) || true
+    [ "$said" = well ] || { echo "exec $count says: $said"; return 1; }
     count=$((count + 1))
   done
   echo "$count execs"
