@@ -14,8 +14,9 @@
 #include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "daemon/client_watcher.h"
+#include "daemon/credential_chain.h"
 #include "daemon/error_details.h"
-#include "daemon/image_layers.h"
+#include "daemon/event_stream.h"
 #include "exporter/spec.h"
 #include "exporter/unlazy.h"
 #include "proto/blobs.grpc.pb.h"
@@ -98,14 +99,16 @@ class Service final : public v1::Blobs::Service, public BlobsService {
       contentstore::FetchContext fetch;
       fetch.cause = contentstore::FetchCause::kStream;
       fetch.cancel = std::make_shared<base::CancelToken>();
-      fetch.credentials = CredentialsOf(request->access().docker_config());
+      fetch.credentials = CredentialsOfCall(request->access().docker_config(), parts_.credentials);
       auto stopped = stop_.OnCancel([token = fetch.cancel] { token->Cancel(); });
       ClientWatcher watcher([context] { return context->IsCancelled(); }, fetch.cancel);
-      absl::Mutex mutex;
-      return exporter::UnlazyLayers(layers, parts_.store, fetch, [&](const v1::Progress& progress) {
-        absl::MutexLock lock(&mutex);
-        writer->Write(progress);
-      });
+      EventStream<v1::Progress> stream(
+          [writer](const v1::Progress& progress) { return writer->Write(progress); },
+          [context] { context->TryCancel(); });
+      const absl::Status status = exporter::UnlazyLayers(
+          layers, parts_.store, fetch, [&](const v1::Progress& progress) { stream.Put(progress, progress); });
+      stream.Finish(*fetch.cancel);
+      return status;
     });
   }
 

@@ -9,6 +9,7 @@
 #include "daemon/activity.h"
 #include "daemon/plain_http_hosts.h"
 #include "exporter/leases.h"
+#include "registry/credentials.h"
 
 namespace grpc {
 class Service;
@@ -23,6 +24,8 @@ struct BlobsParts {
   contentstore::SourceFactory sources;
   PlainHttpHosts* plain_http = nullptr;
   Activity* activity = nullptr;
+  // Of calls that name none; null: there are none. Never those of others' mounts.
+  std::shared_ptr<const registry::CredentialsProvider> credentials;
   std::function<size_t()> mounts;  // how many images are mounted: what keeps a standalone daemon
 };
 

@@ -346,8 +346,7 @@ absl::Status RunRequest(MakeRequest make, const ExportArguments& arguments, cons
   }
   progress.Finish();
   const absl::Status signalled = signals.Finish();
-  if (cancel->cancelled()) return absl::CancelledError("interrupted");
-  RETURN_IF_ERROR(status);
+  if (!status.ok()) return cancel->cancelled() ? absl::CancelledError("interrupted") : status;
   if (json) {
     io.out << exporter::ReportJson(report, true);
   } else {

@@ -10,10 +10,16 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
+#include <thread>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "daemon/error_details.h"
@@ -30,6 +36,7 @@ namespace {
 namespace api = ::lazyblob::control::v1;
 
 constexpr int kStartTimeoutMs = 60'000;
+constexpr int kCancelAttempts = 20;
 
 absl::Status FromGrpc(const grpc::Status& status) {
   return WithErrorDetails(
@@ -66,8 +73,31 @@ class Client final : public ControlClient {
                       OnExportEvent on_event) override {
     grpc::ClientContext context;
     if (cancel == nullptr) cancel = std::make_shared<base::CancelToken>();
-    auto registration = cancel->OnCancel([&context] { context.TryCancel(); });
-    auto reader = exporter_->Export(&context, request);
+    v1::ExportRequest named = request;
+    if (named.id().empty()) named.set_id(absl::StrCat("export-", getpid(), "-", absl::GetCurrentTimeNanos()));
+    auto reader = exporter_->Export(&context, named);
+    absl::Notification ended;
+    absl::Notification wanted;
+    std::thread canceller([&] {
+      wanted.WaitForNotification();
+      // Until the daemon knows it; by its name, so that what it has to tell still comes.
+      for (int i = 0; i < kCancelAttempts && !ended.HasBeenNotified(); ++i) {
+        if (CancelExport(named.id()).ok()) return;
+        ended.WaitForNotificationWithTimeout(absl::Milliseconds(100));
+      }
+      if (!ended.HasBeenNotified()) context.TryCancel();
+    });
+    absl::Mutex mutex;
+    auto wake = [&] {
+      const absl::MutexLock lock(&mutex);
+      if (!wanted.HasBeenNotified()) wanted.Notify();
+    };
+    auto registration = cancel->OnCancel(wake);
+    const absl::Cleanup join = [&] {
+      ended.Notify();
+      wake();
+      canceller.join();
+    };
     v1::ExportEvent event;
     bool done = false;
     while (reader->Read(&event)) {
@@ -123,6 +153,15 @@ class Client final : public ControlClient {
   }
 
  private:
+  absl::Status CancelExport(const std::string& id) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    v1::CancelExportRequest request;
+    request.set_id(id);
+    v1::CancelExportResponse response;
+    return FromGrpc(exporter_->Cancel(&context, request, &response));
+  }
+
   static absl::StatusOr<api::MountStatus> Drain(std::unique_ptr<grpc::ClientReader<api::MountEvent>> reader,
                                                 OnProgress progress) {
     api::MountEvent event;

@@ -38,8 +38,9 @@ class ControlClient {
   virtual absl::StatusOr<control::v1::MountStatus> Prepare(const control::v1::PrepareRequest& request,
                                                            std::shared_ptr<base::CancelToken> cancel,
                                                            OnProgress progress) = 0;
-  // Runs an export; its events come in order, the report as the last one. Cancelled when `cancel` is; the
-  // missing providers of the error are those of contentstore::GetMissingProviders.
+  // Runs an export; its events come in order, the report as the last one. When `cancel` is cancelled the
+  // export is, and its events are read to the end: one that was complete by then is OK. The missing providers
+  // of the error are those of contentstore::GetMissingProviders.
   using OnExportEvent = absl::FunctionRef<void(const v1::ExportEvent&)>;
   virtual absl::Status Export(const v1::ExportRequest& request, std::shared_ptr<base::CancelToken> cancel,
                               OnExportEvent on_event) = 0;

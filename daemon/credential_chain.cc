@@ -51,4 +51,11 @@ CredentialChain::Provider MakeCredentialChain(const Config::Credentials& config,
   return std::make_shared<CredentialChain>(std::move(providers));
 }
 
+CredentialChain::Provider CredentialsOfCall(const std::string& docker_config,
+                                            const CredentialChain::Provider& configured) {
+  if (!docker_config.empty()) return registry::DockerConfigCredentials(docker_config);
+  if (configured != nullptr) return configured;
+  return std::make_shared<CredentialChain>(std::vector<CredentialChain::Provider>());
+}
+
 }  // namespace lazyblob::daemon

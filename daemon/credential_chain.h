@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -31,5 +32,10 @@ class CredentialChain final : public registry::CredentialsProvider {
 std::shared_ptr<const registry::CredentialsProvider> MakeCredentialChain(
     const Config::Credentials& config, CredentialChain::Provider requesters, CredentialChain::Provider cri,
     std::function<void(absl::string_view line)> log);
+
+// Of a call over gRPC: those of the file that it names, else `configured` (null: none). Never null, which
+// would be all that the daemon knows, the credentials of others' mounts among them.
+CredentialChain::Provider CredentialsOfCall(const std::string& docker_config,
+                                            const CredentialChain::Provider& configured);
 
 }  // namespace lazyblob::daemon

@@ -286,6 +286,7 @@ class Daemon {
     parts.plain_http = &plain_http_;
     parts.activity = &activity_;
     parts.mounts = [this] { return mounts_->List().size(); };
+    parts.credentials = access_.configured();
     exporter_ = ExporterService::Create(std::move(parts));
     BlobsParts blobs;
     blobs.store = store_.get();
@@ -294,6 +295,7 @@ class Daemon {
     blobs.plain_http = &plain_http_;
     blobs.activity = &activity_;
     blobs.mounts = [this] { return mounts_->List().size(); };
+    blobs.credentials = access_.configured();
     blobs_ = BlobsService::Create(std::move(blobs));
     return absl::OkStatus();
   }

@@ -12,8 +12,9 @@
 #include "absl/synchronization/mutex.h"
 #include "base/status.h"
 #include "daemon/client_watcher.h"
+#include "daemon/credential_chain.h"
 #include "daemon/error_details.h"
-#include "daemon/image_layers.h"
+#include "daemon/event_stream.h"
 #include "proto/exporter.grpc.pb.h"
 
 namespace lazyblob::daemon {
@@ -49,7 +50,7 @@ class Service final : public v1::Exporter::Service, public ExporterService {
     v1::ExportRequest request = *asked;
     exporter::ExportCaller caller;
     caller.cancel = std::make_shared<base::CancelToken>();
-    caller.credentials = CredentialsOf(request.access().docker_config());
+    caller.credentials = CredentialsOfCall(request.access().docker_config(), parts_.credentials);
     absl::Status status = Enter(&request, caller.cancel);
     if (!status.ok()) return ToGrpc(status);
     absl::Cleanup leave = [&] {
@@ -61,10 +62,14 @@ class Service final : public v1::Exporter::Service, public ExporterService {
       if (!status.ok()) return ToGrpc(status);
     }
     ClientWatcher watcher([context] { return context->IsCancelled(); }, caller.cancel);
+    EventStream<v1::ExportEvent> stream(
+        [writer](const v1::ExportEvent& event) { return writer->Write(event); },
+        [context] { context->TryCancel(); });
     status = exporter::RunExport(request, parts_.exporter, caller, [&](const v1::ExportEvent& event) {
       Note(request.id(), event);
-      writer->Write(event);
+      event.has_progress() ? stream.Put(event, event.progress()) : stream.Put(event);
     });
+    stream.Finish(*caller.cancel);
     return ToGrpc(status);
   }
 

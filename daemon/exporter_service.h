@@ -9,6 +9,7 @@
 #include "daemon/activity.h"
 #include "daemon/plain_http_hosts.h"
 #include "exporter/export_job.h"
+#include "registry/credentials.h"
 
 namespace grpc {
 class Service;
@@ -21,6 +22,8 @@ struct ExporterParts {
   exporter::ExportParts exporter;
   PlainHttpHosts* plain_http = nullptr;
   Activity* activity = nullptr;
+  // Of calls that name none; null: there are none. Never those of others' mounts.
+  std::shared_ptr<const registry::CredentialsProvider> credentials;
   std::function<size_t()> mounts;  // how many images are mounted: what keeps a standalone daemon
 };
 

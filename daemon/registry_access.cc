@@ -14,6 +14,7 @@ RegistryAccess::RegistryAccess(const Config& config, std::function<void(absl::st
     cri_proxy_ = CriProxy::Create(config.credentials.cri_image_service, cri_credentials_.get());
   }
   chain_ = MakeCredentialChain(config.credentials, requesters_, cri_credentials_, log_);
+  configured_ = MakeCredentialChain(config.credentials, nullptr, nullptr, log_);
 }
 
 registry::ClientOptions RegistryAccess::Options() const {

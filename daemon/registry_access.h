@@ -25,6 +25,8 @@ class RegistryAccess {
   // outlive this object.
   registry::ClientOptions Options() const;
 
+  // What the administrator has configured alone: Kubernetes' secrets and Docker's config. Never null.
+  std::shared_ptr<const registry::CredentialsProvider> configured() const { return configured_; }
   // Mounts lend their credentials here; asked before all others.
   LivingRequesters* requesters() const { return requesters_.get(); }
   // To be part of the server on `address`; null unless configured.
@@ -37,6 +39,7 @@ class RegistryAccess {
   const std::shared_ptr<LivingRequesters> requesters_ = std::make_shared<LivingRequesters>();
   std::shared_ptr<CriCredentials> cri_credentials_;
   std::shared_ptr<const registry::CredentialsProvider> chain_;
+  std::shared_ptr<const registry::CredentialsProvider> configured_;
   std::unique_ptr<CriProxy> cri_proxy_;
 };
 

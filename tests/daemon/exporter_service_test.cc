@@ -7,11 +7,15 @@
 
 #include <future>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "daemon/control_client.h"
 #include "daemon/error_details.h"
+#include "daemon/event_stream.h"
 #include "proto/exporter.grpc.pb.h"
 #include "tests/support/gate.h"
 #include "tests/support/layer_maker.h"
@@ -27,11 +31,20 @@ using ::testing::HasSubstr;
 using ::testing::SizeIs;
 using ::testing::UnorderedElementsAre;
 
+// Somebody's credentials, once there are any.
+struct Given final : registry::CredentialsProvider {
+  std::optional<registry::Credentials> credentials;
+  absl::StatusOr<std::optional<registry::Credentials>> Lookup(absl::string_view) const override {
+    return credentials;
+  }
+};
+
 class ExporterServiceTest : public ::testing::Test {
  protected:
   ExporterServiceTest() {
     registry::ClientOptions client;
     client.plain_http = true;
+    client.credentials = of_mounts_;
     client_ = std::make_unique<registry::Client>(std::move(client));
     contentstore::ContentStoreOptions store;
     store.root = directory_.File("store");
@@ -48,6 +61,7 @@ class ExporterServiceTest : public ::testing::Test {
     parts.exporter.staging = directory_.File("staging");
     parts.plain_http = &plain_http_;
     parts.activity = &activity_;
+    parts.credentials = configured_;
     service_ = ExporterService::Create(std::move(parts));
     grpc::ServerBuilder builder;
     builder.AddListeningPort("unix:" + directory_.File("control.sock"), grpc::InsecureServerCredentials());
@@ -95,6 +109,8 @@ class ExporterServiceTest : public ::testing::Test {
 
   support::TempDir directory_;
   support::TestRegistry registry_;
+  const std::shared_ptr<Given> of_mounts_ = std::make_shared<Given>();
+  const std::shared_ptr<Given> configured_ = std::make_shared<Given>();
   PlainHttpHosts plain_http_;
   Activity activity_;
   std::unique_ptr<registry::Client> client_;
@@ -142,6 +158,76 @@ TEST_F(ExporterServiceTest, AnExportIsListedUntilItIsCancelledAndLeavesNoSession
   EXPECT_FALSE(registry_.Manifest("app", "1").has_value());
 }
 
+TEST_F(ExporterServiceTest, AnExportHasItsOwnCredentialsOrTheAdministratorsNeverThoseOfMounts) {
+  support::AuthOptions auth;
+  auth.kind = support::AuthOptions::Kind::kBasic;
+  auth.username = "user";
+  auth.password = "secret";
+  registry_.SetAuth(auth);
+  const registry::Credentials good{"user", "secret", "", ""};
+  of_mounts_->credentials = good;
+  v1::ExportRequest request = OneLayer();
+  std::vector<v1::ExportEvent> events;
+  EXPECT_TRUE(absl::IsUnauthenticated(Export(request, &events)));
+  const std::string file = directory_.File("config.json");
+  ASSERT_TRUE(
+      base::WriteFileAtomically(file, absl::StrCat(R"({"auths":{")", registry_.host(), R"(":{"auth":")",
+                                                   absl::Base64Escape("user:secret"), "\"}}}"))
+          .ok());
+  request.mutable_access()->set_docker_config(file);
+  EXPECT_TRUE(Export(request, &events).ok());
+  request.mutable_access()->clear_docker_config();
+  configured_->credentials = good;
+  EXPECT_TRUE(Export(request, &events).ok());
+}
+
+TEST_F(ExporterServiceTest, AnExportWhoseClientDoesNotReadGoesOn) {
+  auto gate = std::make_shared<support::Gate>();
+  registry_.AddFault({.method = "PUT", .path_contains = "/manifests/"}, {.gate = gate});
+  grpc::ChannelArguments arguments;  // hardly anything fits into the connection
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 16);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  auto narrow = v1::Exporter::NewStub(grpc::CreateCustomChannel(
+      "unix:" + directory_.File("control.sock"), grpc::InsecureChannelCredentials(), arguments));
+  v1::ExportRequest request = OneLayer();
+  for (int i = 0; i < 20; ++i) {
+    const std::string tree = directory_.File(absl::StrCat("tree", i));
+    ASSERT_TRUE(base::MakeDirectories(tree).ok());
+    ASSERT_TRUE(base::WriteFileAtomically(tree + "/data", support::RandomBytes(100, i)).ok());
+    request.mutable_images(0)->add_layers()->set_source("dir:" + tree);
+  }
+  grpc::ClientContext context;
+  auto reader = narrow->Export(&context, request);
+  EXPECT_TRUE(gate->AwaitWaiting(1));
+  EXPECT_EQ(Cancel("mine"), grpc::StatusCode::OK);
+  v1::ExportEvent event;
+  while (reader->Read(&event)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  gate->Open();
+}
+
+TEST_F(ExporterServiceTest, AnInterruptedCommandStillHearsHowItEnded) {
+  auto gate = std::make_shared<support::Gate>();
+  registry_.AddFault({.method = "PUT"}, {.gate = gate});
+  v1::ExportRequest request = OneLayer();
+  request.clear_id();
+  auto cancel = std::make_shared<base::CancelToken>();
+  std::vector<v1::ExportEvent> events;
+  auto running = std::async(std::launch::async, [&] {
+    auto client = ControlClient::Connect(directory_.path()).value();
+    return client->Export(request, cancel, [&](const v1::ExportEvent& event) { events.push_back(event); });
+  });
+  EXPECT_TRUE(gate->AwaitWaiting(1));
+  cancel->Cancel();
+  const absl::Status status = running.get();
+  gate->Open();
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+  ASSERT_FALSE(events.empty());
+  EXPECT_FALSE(events.back().done().image_error().empty());
+}
+
 TEST_F(ExporterServiceTest, B3_TheErrorListsEveryBlobThatNobodyHas) {
   std::vector<support::Layer> layers;
   for (const char* name : {"a", "b", "c"}) {
@@ -165,6 +251,55 @@ TEST_F(ExporterServiceTest, B3_TheErrorListsEveryBlobThatNobodyHas) {
   }
   EXPECT_THAT(missing, UnorderedElementsAre(layers[0].descriptor.digest.ToString(),
                                             layers[2].descriptor.digest.ToString()));
+}
+
+v1::Progress Layer(const std::string& name, const std::string& state, uint64_t bytes = 0) {
+  v1::Progress progress;
+  progress.set_name(name);
+  progress.set_state(state);
+  progress.set_bytes(bytes);
+  return progress;
+}
+
+TEST(EventStreamTest, OfALayerOnlyTheLatestWaitsAndEveryEnd) {
+  support::Gate gate;
+  std::vector<std::string> written;
+  auto write = [&](const v1::Progress& progress) {
+    written.push_back(absl::StrCat(progress.name(), " ", progress.state(), " ", progress.bytes()));
+    return gate.Pass();
+  };
+  EventStream<v1::Progress> stream(write, [] {});
+  auto tell = [&](const v1::Progress& progress) { stream.Put(progress, progress); };
+  tell(Layer("a", "making"));
+  ASSERT_TRUE(gate.AwaitWaiting(1));
+  for (uint64_t i = 0; i < 1000; ++i) {
+    tell(Layer("b", "streaming", i));
+    tell(Layer("c", "streaming", i));
+  }
+  tell(Layer("b", "pushed", 1000));
+  tell(Layer("b", "mounting", 1001));
+  gate.Open();
+  stream.Finish(base::CancelToken());
+  EXPECT_THAT(written, ElementsAre("a making 0", "c streaming 999", "b pushed 1000", "b mounting 1001"));
+}
+
+TEST(EventStreamTest, ACancelledCallWhoseClientDoesNotReadIsGivenUp) {
+  support::Gate gate;
+  bool given_up = false;
+  EventStream<v1::Progress> stream([&](const v1::Progress&) { return gate.Pass() && !given_up; },
+                                   [&] {
+                                     given_up = true;
+                                     gate.Open();
+                                   },
+                                   absl::Milliseconds(1));
+  stream.Put(Layer("a", "pushed"));
+  stream.Put(Layer("b", "pushed"));
+  ASSERT_TRUE(gate.AwaitWaiting(1));
+  base::CancelToken cancel;
+  cancel.Cancel();
+  stream.Finish(cancel);
+  EXPECT_TRUE(given_up);
+  EXPECT_EQ(gate.waiting(), 0u);
 }
 
 }  // namespace
