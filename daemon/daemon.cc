@@ -132,6 +132,7 @@ class Daemon {
     server_of_containerd_.reset();
     snapshots_service_.reset();
     content_service_.reset();
+    if (placer_ != nullptr) placer_->KeepSessions();
     if (exporter_ != nullptr) exporter_->CancelAll();
     if (blobs_ != nullptr) blobs_->CancelAll();
     control_.reset();
@@ -285,8 +286,8 @@ class Daemon {
     }
     parts.plain_http = &plain_http_;
     parts.activity = &activity_;
-    parts.mounts = [this] { return mounts_->List().size(); };
     parts.credentials = access_.configured();
+    parts.mounts = [this] { return mounts_->List().size(); };
     exporter_ = ExporterService::Create(std::move(parts));
     BlobsParts blobs;
     blobs.store = store_.get();
@@ -294,8 +295,8 @@ class Daemon {
     blobs.sources = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
     blobs.plain_http = &plain_http_;
     blobs.activity = &activity_;
-    blobs.mounts = [this] { return mounts_->List().size(); };
     blobs.credentials = access_.configured();
+    blobs.mounts = [this] { return mounts_->List().size(); };
     blobs_ = BlobsService::Create(std::move(blobs));
     return absl::OkStatus();
   }

@@ -45,7 +45,8 @@ struct PlaceRequest {
   Priority priority = Priority::kImage;
   OnPlacement progress;  // may be empty
   std::shared_ptr<base::CancelToken> cancel;
-  std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's
+  std::shared_ptr<const registry::CredentialsProvider> credentials;  // of the requester; null: the client's,
+                                                                     // also of those who join
 };
 
 struct PlacerOptions {
@@ -75,6 +76,9 @@ class Placer {
   virtual absl::StatusOr<PlacementState> PlaceAgain(const PlaceRequest& request) = 0;
   // Another repository where a digest is: a mount candidate.
   virtual void Learn(const base::Digest& digest, const oci::Reference& repository) = 0;
+  // The process is about to end: uploads that are cancelled from now on leave their sessions to the next one,
+  // where the journal has them.
+  virtual void KeepSessions() {}
 };
 
 }  // namespace lazyblob::exporter

@@ -64,6 +64,8 @@ class Uploader {
   // get past, a journaled session is kept; after all others it is cancelled.
   absl::StatusOr<Outcome> Upload(UploadTask task);
 
+  // From now on a cancelled upload keeps its journaled session too.
+  void KeepSessions() { keep_sessions_ = true; }
   // What was learned of the host.
   bool TakesChunks(const std::string& host) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -84,6 +86,7 @@ class Uploader {
   HostGate& gate_;
   Journal* const journal_;
   const UploaderOptions options_;
+  std::atomic<bool> keep_sessions_ = false;
   absl::Mutex mutex_;
   std::map<std::string, HostFacts> hosts_ ABSL_GUARDED_BY(mutex_);
 };

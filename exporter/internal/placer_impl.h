@@ -29,6 +29,7 @@ class PlacerImpl final : public Placer {
   absl::StatusOr<PlacementState> Place(const PlaceRequest& request) override { return Run(request, false); }
   absl::StatusOr<PlacementState> PlaceAgain(const PlaceRequest& request) override;
   void Learn(const base::Digest& digest, const oci::Reference& repository) override;
+  void KeepSessions() override { uploader_.KeepSessions(); }
 
   const ReadFan& reads() const { return reads_; }
 

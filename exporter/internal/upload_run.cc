@@ -51,10 +51,7 @@ absl::StatusOr<Uploader::Outcome> UploadRun::FromSource() {
     }
     if (!next.ok()) {
       cursor_.reset();
-      // A registry that is away keeps what it has; it may be back.
-      const bool keep =
-          fault_ != Fault::kMismatch && uploader_.journal_ != nullptr && absl::IsUnavailable(next.status());
-      if (!keep) DropSession(true);
+      if (!KeepsSession(next.status())) DropSession(true);
       return next.status();
     }
     if (*next == Next::kAgain) continue;
@@ -62,6 +59,14 @@ absl::StatusOr<Uploader::Outcome> UploadRun::FromSource() {
     DropSession(*next == Next::kNotNeeded);
     return *next == Next::kDone ? Uploader::Outcome::kUploaded : Uploader::Outcome::kNotNeeded;
   }
+}
+
+// A registry that is away keeps what it has; it may be back, as may this process.
+bool UploadRun::KeepsSession(const absl::Status& status) const {
+  if (fault_ == Fault::kMismatch || uploader_.journal_ == nullptr) return false;
+  if (absl::IsUnavailable(status)) return true;
+  return absl::IsCancelled(status) && uploader_.keep_sessions_ && known_.has_value() &&
+         uploader_.journal_->Find(task_.repository, known_->digest).has_value();
 }
 
 bool UploadRun::ChooseChunks() const {

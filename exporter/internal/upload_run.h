@@ -23,6 +23,7 @@ class UploadRun {
   enum class Next : uint8_t { kDone, kNotNeeded, kAgain };
 
   absl::StatusOr<Uploader::Outcome> FromSource();
+  bool KeepsSession(const absl::Status& status) const;
   bool ChooseChunks() const;
   absl::StatusOr<Next> InChunks();
   absl::StatusOr<Next> Whole();

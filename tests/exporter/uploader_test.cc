@@ -155,6 +155,28 @@ TEST_F(UploaderTest, AJournaledSessionIsTakenUpByTheNextProcess) {
   EXPECT_TRUE(base::ListDirectory(options.journal).value().empty());
 }
 
+TEST_F(UploaderTest, WhatTheEndOfTheProcessCancelsIsTakenUpByTheNextOne) {
+  const support::TempDir directory;
+  options.journal = directory.File("sessions");
+  const auto blob = NewBlob(95'000);
+  PlaceRequest request = Request(blob, app);
+  request.cancel = std::make_shared<base::CancelToken>();
+  std::atomic<int> patches = 0;
+  registries.before = [&](const FakeStep& step) -> absl::Status {
+    if (step.operation != "patch" || ++patches <= 6) return absl::OkStatus();
+    request.cancel->Cancel();
+    return absl::CancelledError("cancelled");
+  };
+  placer().KeepSessions();
+  EXPECT_TRUE(absl::IsCancelled(placer().Place(request).status()));
+  Restart();
+  EXPECT_EQ(registries.open_sessions(), 1U);
+  registries.before = nullptr;
+  ExpectUploaded(blob);
+  EXPECT_EQ(registries.body_bytes(), 95'000U);
+  EXPECT_TRUE(base::ListDirectory(options.journal).value().empty());
+}
+
 // Over HTTP.
 
 constexpr size_t kBlobBytes = 10'000'000;
