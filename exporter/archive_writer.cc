@@ -1,6 +1,8 @@
 #include "exporter/archive_writer.h"
 
 #include <fcntl.h>
+#include <poll.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -8,13 +10,17 @@
 #include <cerrno>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/digest.h"
 #include "base/status.h"
 #include "oci/manifest_writer.h"
 
 namespace lazyblob::exporter {
 namespace {
+
+constexpr absl::Duration kPollInterval = absl::Milliseconds(50);
 
 absl::Span<const uint8_t> Bytes(absl::string_view text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
@@ -26,16 +32,36 @@ std::string DirectoryOf(const std::string& path) {
   return slash == 0 ? "/" : path.substr(0, slash);
 }
 
+// Of what a kill leaves beside FILE: whoever lives holds a lock on it.
+std::string TemporaryPrefix(const std::string& path) {
+  return absl::StrCat(".", path.substr(path.rfind('/') + 1), ".lazytar-");
+}
+
+void RemoveLeftovers(const std::string& path) {
+  const auto names = base::ListDirectory(DirectoryOf(path));
+  if (!names.ok()) return;
+  for (const std::string& name : *names) {
+    if (!absl::StartsWith(name, TemporaryPrefix(path))) continue;
+    const std::string left = absl::StrCat(DirectoryOf(path), "/", name);
+    const auto file = base::OpenFile(left, O_RDONLY | O_NOFOLLOW | O_NONBLOCK);
+    struct stat st{};
+    if (!file.ok() || ::fstat(file->get(), &st) != 0 || !S_ISREG(st.st_mode)) continue;
+    if (::flock(file->get(), LOCK_EX | LOCK_NB) == 0) ::unlink(left.c_str());
+  }
+}
+
 }  // namespace
 
-ArchiveWriter::ArchiveWriter(std::string file) : path_(std::move(file)) {}
+ArchiveWriter::ArchiveWriter(std::string file, base::CancelToken* cancel)
+    : path_(std::move(file)), cancel_(cancel) {}
 
 ArchiveWriter::~ArchiveWriter() {
   if (!temporary_.empty()) ::unlink(temporary_.c_str());
 }
 
-absl::StatusOr<std::unique_ptr<ArchiveWriter>> ArchiveWriter::Create(const std::string& file) {
-  std::unique_ptr<ArchiveWriter> writer(new ArchiveWriter(file));
+absl::StatusOr<std::unique_ptr<ArchiveWriter>> ArchiveWriter::Create(const std::string& file,
+                                                                     base::CancelToken* cancel) {
+  std::unique_ptr<ArchiveWriter> writer(new ArchiveWriter(file, cancel));
   const absl::Status opened = writer->Open();
   if (!opened.ok()) return base::Annotate(opened, absl::StrCat("archive ", file));
   return writer;
@@ -45,16 +71,58 @@ absl::Status ArchiveWriter::Open() {
   struct stat st{};
   if (::stat(path_.c_str(), &st) == 0 && !S_ISREG(st.st_mode)) {
     if (S_ISDIR(st.st_mode)) return absl::InvalidArgumentError("it is a directory, name a file");
-    ASSIGN_OR_RETURN(fd_, base::OpenFile(path_, O_WRONLY));
+    RETURN_IF_ERROR(OpenPipe());
   } else {
-    static std::atomic<uint64_t> serial{0};
-    std::string name = absl::StrCat(path_, ".tmp", getpid(), ".", serial++);
+    RETURN_IF_ERROR(OpenTemporary());
+  }
+  tar_ = std::make_unique<TarWriter>([this](absl::Span<const uint8_t> bytes) {
+    return temporary_.empty() ? WritePipe(bytes) : base::WriteFull(fd_.get(), bytes);
+  });
+  return AddFile("oci-layout", "{\"imageLayoutVersion\":\"1.0.0\"}");
+}
+
+absl::Status ArchiveWriter::OpenTemporary() {
+  RemoveLeftovers(path_);
+  static std::atomic<uint64_t> serial{0};
+  for (;;) {
+    // The time too: a process after a kill may have the number of the one before.
+    std::string name = absl::StrCat(DirectoryOf(path_), "/", TemporaryPrefix(path_), getpid(), "-", serial++,
+                                    "-", absl::GetCurrentTimeNanos());
     ASSIGN_OR_RETURN(fd_, base::OpenFile(name, O_WRONLY | O_CREAT | O_EXCL, 0644));
     temporary_ = std::move(name);
+    struct stat st{};
+    if (::flock(fd_.get(), LOCK_EX) != 0 || ::fstat(fd_.get(), &st) != 0) {
+      return base::ErrnoStatus(errno, "lock");
+    }
+    if (st.st_nlink > 0) return absl::OkStatus();  // else somebody took it for a leftover
   }
-  tar_ = std::make_unique<TarWriter>(
-      [this](absl::Span<const uint8_t> bytes) { return base::WriteFull(fd_.get(), bytes); });
-  return AddFile("oci-layout", "{\"imageLayoutVersion\":\"1.0.0\"}");
+}
+
+// One without a reader is waited for, one that does not read too, until it is cancelled.
+absl::Status ArchiveWriter::OpenPipe() {
+  for (;;) {
+    fd_ = base::UniqueFd(::open(path_.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY));
+    if (fd_.valid()) return absl::OkStatus();
+    if (errno != ENXIO && errno != EINTR) return base::ErrnoStatus(errno, "open");
+    if (cancel_ != nullptr && cancel_->cancelled()) return absl::CancelledError("cancelled; nobody reads it");
+    absl::SleepFor(kPollInterval);
+  }
+}
+
+absl::Status ArchiveWriter::WritePipe(absl::Span<const uint8_t> bytes) {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(fd_.get(), bytes.data(), bytes.size());
+    if (n >= 0) {
+      bytes.remove_prefix(static_cast<size_t>(n));
+      continue;
+    }
+    if (errno == EINTR) continue;
+    if (errno != EAGAIN) return base::ErrnoStatus(errno, "write");
+    if (cancel_ != nullptr && cancel_->cancelled()) return absl::CancelledError("cancelled; nobody reads it");
+    pollfd wait{fd_.get(), POLLOUT, 0};
+    ::poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(kPollInterval)));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ArchiveWriter::Sticky(absl::Status status) {

@@ -15,6 +15,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "base/cancel.h"
 #include "base/file.h"
 #include "exporter/tar_writer.h"
 #include "oci/descriptor.h"
@@ -25,8 +27,11 @@ namespace lazyblob::exporter {
 // One thread at a time. Errors are sticky, and leave what was at FILE before.
 class ArchiveWriter {
  public:
-  // FILE's directory exists. A FILE that is no regular file (a pipe, a terminal) is written as it is.
-  static absl::StatusOr<std::unique_ptr<ArchiveWriter>> Create(const std::string& file);
+  // FILE's directory exists. A FILE that is no regular file (a pipe, a terminal) is written as it is; while
+  // nobody reads a pipe it is waited for, until `cancel` (outlives the writer; may be null) is cancelled.
+  // What a kill has left beside FILE (".NAME.lazytar-*", without a lock) is taken away.
+  static absl::StatusOr<std::unique_ptr<ArchiveWriter>> Create(const std::string& file,
+                                                               base::CancelToken* cancel = nullptr);
   ~ArchiveWriter();
 
   // A blob, once per digest: more of the same do nothing. DataLoss when the bytes are not the descriptor's.
@@ -38,13 +43,17 @@ class ArchiveWriter {
   absl::Status Finish();
 
  private:
-  explicit ArchiveWriter(std::string file);
+  ArchiveWriter(std::string file, base::CancelToken* cancel);
   absl::Status Open();
+  absl::Status OpenTemporary();
+  absl::Status OpenPipe();
+  absl::Status WritePipe(absl::Span<const uint8_t> bytes);
   absl::Status AddFile(const std::string& path, absl::string_view contents);
   absl::Status Member(const std::string& path, uint64_t size);
   absl::Status Sticky(absl::Status status);
 
   const std::string path_;
+  base::CancelToken* const cancel_;
   base::UniqueFd fd_;
   std::string temporary_;  // empty when FILE is no regular file, or has its name
   std::unique_ptr<TarWriter> tar_;

@@ -266,7 +266,7 @@ absl::StatusOr<v1::Ready> WriteToLayout(const Content& content, const oci::Layou
 absl::StatusOr<v1::Ready> WriteToArchive(const Content& content, const ArchiveDestination& destination,
                                          const LocalOptions& options) {
   Writing writing(content, ToString(destination), options);
-  ASSIGN_OR_RETURN(auto archive, ArchiveWriter::Create(destination.file));
+  ASSIGN_OR_RETURN(auto archive, ArchiveWriter::Create(destination.file, options.cancel.get()));
   RETURN_IF_ERROR(writing.Blobs(1, [&](const oci::Descriptor& blob, oci::BlobProducer produce) {
     return archive->AddBlob(blob, produce);
   }));

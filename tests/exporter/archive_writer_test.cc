@@ -1,9 +1,12 @@
 #include "exporter/archive_writer.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <string>
+#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -120,6 +123,42 @@ TEST(ArchiveWriter, WritesToAPipeAsItIs) {
   listed.resize(fread(listed.data(), 1, listed.size(), reader));
   EXPECT_EQ(pclose(reader), 0);
   EXPECT_TRUE(absl::StrContains(listed, "index.json"));
+}
+
+TEST(ArchiveWriter, APipeThatNobodyReadsIsWaitedForUntilItIsCancelled) {
+  TempDir dir;
+  const std::string pipe = dir.File("pipe");
+  ASSERT_EQ(Shell("mkfifo " + pipe), 0);
+  base::CancelToken cancel;
+  std::thread later([&] { cancel.Cancel(); });
+  EXPECT_EQ(ArchiveWriter::Create(pipe, &cancel).status().code(), absl::StatusCode::kCancelled);
+  later.join();
+  const int reader = open(pipe.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  base::CancelToken again;
+  auto archive = ArchiveWriter::Create(pipe, &again).value();
+  again.Cancel();
+  const std::string bytes = support::RandomBytes(1 << 20, 1);
+  oci::Descriptor blob;
+  blob.digest = base::Digest::Of(bytes);
+  blob.size = bytes.size();
+  EXPECT_EQ(archive->AddBlob(blob, bytes).code(), absl::StatusCode::kCancelled);
+  close(reader);
+}
+
+TEST(ArchiveWriter, WhatAKillLeftIsTakenAwayWhatLivesIsNot) {
+  TempDir dir;
+  const std::string file = dir.File("image.tar");
+  for (const char* name : {".image.tar.lazytar-1-0-1", "image.tar.tmp1.0", ".other.lazytar-1-0-1"}) {
+    ASSERT_EQ(base::WriteFileAtomically(dir.File(name), "left"), absl::OkStatus());
+  }
+  auto first = ArchiveWriter::Create(file).value();
+  auto second = ArchiveWriter::Create(file).value();
+  EXPECT_EQ(Shell("test -e " + dir.File(".image.tar.lazytar-1-0-1")), 1 << 8);
+  EXPECT_EQ(base::ListDirectory(dir.path())->size(), 4U);
+  ASSERT_EQ(Add(*first, ImageOf("1"), "one"), absl::OkStatus());
+  ASSERT_EQ(first->Finish(), absl::OkStatus());
+  second.reset();
+  EXPECT_EQ(base::ListDirectory(dir.path())->size(), 3U);
 }
 
 }  // namespace
