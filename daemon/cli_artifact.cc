@@ -38,7 +38,7 @@ absl::StatusOr<v1::ExportRequest> PushOfArguments(const ArtifactArguments& argum
     }
     (*artifact->mutable_annotations())[parts.first] = parts.second;
   }
-  v1::Compression compression = v1::GZIP;
+  v1::Compression compression = v1::COMPRESSION_UNSPECIFIED;
   v1::Compression_Parse(absl::AsciiStrToUpper(arguments.request.compression), &compression);
   request.set_compression(compression);
   RETURN_IF_ERROR(AddSourceDateEpoch(&request));

@@ -1,7 +1,9 @@
 #include "daemon/cli_export.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <climits>
 #include <cstdlib>
 #include <map>
@@ -163,11 +165,9 @@ absl::StatusOr<v1::ExportRequest> ExportOfArguments(const ExportArguments& argum
     image->set_config_file(arguments.config_file);
     for (const std::string& layer : arguments.layers) image->add_layers()->set_source(layer);
   }
-  static const std::map<std::string, v1::Compression> kCompressions = {{"gzip", v1::GZIP},
-                                                                       {"zstd", v1::ZSTD},
-                                                                       {"estargz", v1::ESTARGZ},
-                                                                       {"zstdchunked", v1::ZSTDCHUNKED},
-                                                                       {"none", v1::NONE}};
+  static const std::map<std::string, v1::Compression> kCompressions = {
+      {"", v1::COMPRESSION_UNSPECIFIED}, {"gzip", v1::GZIP}, {"zstd", v1::ZSTD}, {"estargz", v1::ESTARGZ},
+      {"zstdchunked", v1::ZSTDCHUNKED},  {"none", v1::NONE}};
   static const std::map<std::string, v1::OnFailure> kPolicies = {{"", v1::ON_FAILURE_UNSPECIFIED},
                                                                  {"independent", v1::INDEPENDENT},
                                                                  {"cache-required", v1::CACHE_REQUIRED},
@@ -177,6 +177,7 @@ absl::StatusOr<v1::ExportRequest> ExportOfArguments(const ExportArguments& argum
   if (arguments.append) request.set_index(v1::INDEX_APPEND);
   if (!arguments.parallel.empty()) request.set_parallel(arguments.parallel == "on" ? v1::ON : v1::OFF);
   request.set_on_failure(kPolicies.at(arguments.on_failure));
+  request.set_keep(arguments.keep);
   RETURN_IF_ERROR(AddSourceDateEpoch(&request));
   return request;
 }
@@ -219,6 +220,38 @@ v1::ExportRequest PlacementOfArguments(const ExportArguments& arguments) {
   request.set_keep(arguments.keep);
   if (arguments.append) request.set_index(v1::INDEX_APPEND);
   return request;
+}
+
+// What the command line asks for and the request does not take up.
+std::vector<std::string> IdleOptions(const ExportArguments& arguments, const v1::ExportRequest& request) {
+  std::vector<std::string> idle;
+  auto say = [&](bool holds, absl::string_view text) {
+    if (holds) idle.emplace_back(text);
+  };
+  const bool spec = !arguments.spec.empty();
+  const bool image = !request.images().empty() || request.has_artifact();
+  const bool cache = request.has_cache() && request.cache().format() != v1::INLINE;
+  const char* epoch = std::getenv("SOURCE_DATE_EPOCH");
+  say(spec && !arguments.platform.empty(), "--platform has no effect: the spec names platforms");
+  say(spec && arguments.keep, "--keep has no effect: the spec says what is kept");
+  say(spec && epoch != nullptr && *epoch != '\0',
+      "SOURCE_DATE_EPOCH has no effect: the spec has its sourceDateEpoch");
+  say(!spec && !image && !arguments.platform.empty(), "--platform has no effect: there is no image");
+  say(!image && !arguments.image_ready_file.empty(), "--image-ready-file has no effect: there is no image");
+  say(!cache && !arguments.cache_ready_file.empty(),
+      "--cache-ready-file has no effect: there is no cache with a destination of its own");
+  say(arguments.cache_mode == "min" && request.cache().format() == v1::PLAIN,
+      "cache mode min has no effect: the cache is a plain image");
+  return idle;
+}
+
+// Absent is not the same as a directory without hooks.
+absl::Status CheckHooks(const std::string& directory) {
+  struct stat st{};
+  if (directory.empty()) return absl::OkStatus();
+  const std::string name = absl::StrCat("--hooks ", base::Printable(directory));
+  if (stat(directory.c_str(), &st) != 0) return base::ErrnoStatus(errno, name);
+  return S_ISDIR(st.st_mode) ? absl::OkStatus() : absl::InvalidArgumentError(name + ": not a directory");
 }
 
 absl::StatusOr<std::string> WorkingDirectory() {
@@ -281,6 +314,7 @@ void AddExportCommands(CLI::App* app, ExportArguments* arguments, std::function<
   CLI::App* exported = app->add_subcommand("export", "make an image of a base and new layers, and push it");
   AddExportOptions(exported, arguments);
   AddCommonOptions(exported, arguments);
+  exported->add_flag("--keep", arguments->keep, "with store:NAME: its layers whole");
   exported->callback([arguments, chosen] {
     arguments->command = Command::kExport;
     chosen();
@@ -318,6 +352,7 @@ absl::Status RunRequest(MakeRequest make, const ExportArguments& arguments, cons
   if (geteuid() != 0) return absl::PermissionDeniedError("must run as root: the daemon serves root only");
   ASSIGN_OR_RETURN(const std::string directory, WorkingDirectory());
   ASSIGN_OR_RETURN(const v1::ExportRequest request, make(directory));
+  RETURN_IF_ERROR(CheckHooks(arguments.hooks));
   exporter::SignalOptions options;
   options.image_ready_file = arguments.image_ready_file;
   options.cache_ready_file = arguments.cache_ready_file;
@@ -329,11 +364,12 @@ absl::Status RunRequest(MakeRequest make, const ExportArguments& arguments, cons
   auto cancel = std::make_shared<base::CancelToken>();
   InterruptCancels interrupt(cancel);
   ExportProgress progress(ProgressPrinter::ParseStyle(arguments.progress, io.terminal), io.err);
+  for (const std::string& warning : IdleOptions(arguments, request)) progress.Warn(warning);
   v1::Report report;
   auto on_event = [&](const v1::ExportEvent& event) {
     if (event.has_progress()) progress.Update(event.progress());
     if (event.event_case() == v1::ExportEvent::kWarning) {
-      progress.Say(absl::StrCat("lazyblob: warning: ", event.warning()));
+      progress.Warn(event.warning());
     }
     if (event.has_done()) report = event.done();
     signals.OnEvent(event);

@@ -38,7 +38,7 @@ struct ExportArguments {
   std::string cache_format;   // "buildkit", "buildkit-index", "inline", "plain"; empty: not given
   std::string cache_mode;     // "min", "max"; empty: not given
   std::string cache_records;  // file
-  std::string compression = "gzip";
+  std::string compression;    // empty: not given
   int level = 0;
   std::string config_file;
   std::string parallel;    // "on", "off"; empty: not given

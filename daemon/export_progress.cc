@@ -23,12 +23,14 @@ bool Same(const v1::Progress& a, const v1::Progress& b) {
   return a.name() == b.name() && a.destination() == b.destination() && a.cache() == b.cache();
 }
 
-std::string Line(const v1::Progress& progress) {
+std::string Line(const v1::Progress& progress, uint64_t rate) {
   const std::string name =
       progress.digest().empty() ? base::Printable(progress.name()) : progress.digest().substr(0, kShortName);
-  return absl::StrFormat("%-19s %-9s %10s of %10s  %s%s", name, progress.state(), Megabytes(progress.bytes()),
-                         Megabytes(progress.size()), base::Printable(progress.destination()),
-                         progress.cache() ? " (cache)" : "");
+  return absl::StrFormat(
+      "%-19s %-9s %10s of %10s %10s/s  %s%s%s", name, progress.state(), Megabytes(progress.bytes()),
+      Megabytes(progress.size()), Megabytes(rate), base::Printable(progress.destination()),
+      progress.cache() ? " (cache)" : "",
+      progress.unpacked() > 0 ? absl::StrCat(" (", Megabytes(progress.unpacked()), " unpacked)") : "");
 }
 
 }  // namespace
@@ -38,28 +40,40 @@ bool IsFinalState(absl::string_view state) {
   return kFinal.count(state) > 0;
 }
 
+uint64_t ExportProgress::Running::Rate() const {
+  const double seconds = absl::ToDoubleSeconds(absl::Now() - since);
+  if (latest.bytes() <= from || seconds <= 0) return 0;
+  return static_cast<uint64_t>(static_cast<double>(latest.bytes() - from) / seconds);
+}
+
 void ExportProgress::Update(const v1::Progress& progress) {
+  auto running = std::find_if(running_.begin(), running_.end(),
+                              [&](const Running& known) { return Same(known.latest, progress); });
+  if (running == running_.end()) {
+    running = running_.insert(running_.end(), {progress, absl::Now(), progress.bytes()});
+  }
+  running->latest = progress;
+  const uint64_t rate = running->Rate();
+  const bool final = IsFinalState(progress.state());
+  if (final) running_.erase(running);
   if (style_ == Style::kJson) {
-    nlohmann::json line = {
-        {"digest", progress.digest()}, {"name", progress.name()},   {"destination", progress.destination()},
-        {"state", progress.state()},   {"bytes", progress.bytes()}, {"size", progress.size()},
-        {"cache", progress.cache()}};
+    nlohmann::json line = {{"digest", progress.digest()},
+                           {"name", progress.name()},
+                           {"destination", progress.destination()},
+                           {"state", progress.state()},
+                           {"bytes", progress.bytes()},
+                           {"size", progress.size()},
+                           {"unpacked", progress.unpacked()},
+                           {"bytes_per_second", rate},
+                           {"cache", progress.cache()}};
     out_ << line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n" << std::flush;
     return;
   }
-  const bool final = IsFinalState(progress.state());
-  if (style_ == Style::kPlain && final) out_ << Line(progress) << "\n" << std::flush;
+  if (style_ == Style::kPlain && final) out_ << Line(progress, rate) << "\n" << std::flush;
   if (style_ != Style::kTerminal) return;
-  auto running = std::find_if(running_.begin(), running_.end(),
-                              [&](const v1::Progress& known) { return Same(known, progress); });
   if (final) {
     Finish();
-    out_ << Line(progress) << "\n";
-    if (running != running_.end()) running_.erase(running);
-  } else if (running != running_.end()) {
-    *running = progress;
-  } else {
-    running_.push_back(progress);
+    out_ << Line(progress, rate) << "\n";
   }
   if (final || absl::Now() - drawn_at_ >= kRedrawInterval) Draw();
 }
@@ -67,17 +81,22 @@ void ExportProgress::Update(const v1::Progress& progress) {
 void ExportProgress::Draw() {
   Finish();
   drawn_at_ = absl::Now();
-  for (const v1::Progress& progress : running_) {
+  for (const Running& running : running_) {
     if (drawn_lines_ == kMaxLines) break;
-    out_ << Line(progress) << "\n";
+    out_ << Line(running.latest, running.Rate()) << "\n";
     ++drawn_lines_;
   }
   out_ << std::flush;
 }
 
-void ExportProgress::Say(const std::string& line) {
+void ExportProgress::Warn(const std::string& warning) {
   Finish();
-  out_ << line << "\n" << std::flush;
+  if (style_ == Style::kJson) {
+    const nlohmann::json line = {{"warning", warning}};
+    out_ << line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n" << std::flush;
+  } else {
+    out_ << "lazyblob: warning: " << warning << "\n" << std::flush;
+  }
 }
 
 void ExportProgress::Finish() {

@@ -21,17 +21,24 @@ class ExportProgress {
 
   // kPlain prints final states, kJson every change as a line, kTerminal redraws what is under way.
   void Update(const v1::Progress& progress);
-  // A line for people that is not progress.
-  void Say(const std::string& line);
+  // A line of its own, in every style: of kJson an object with "warning".
+  void Warn(const std::string& warning);
   // Takes what is drawn away.
   void Finish();
 
  private:
+  // One that has begun and not ended.
+  struct Running {
+    v1::Progress latest;
+    absl::Time since;
+    uint64_t from = 0;      // bytes that were there then
+    uint64_t Rate() const;  // bytes per second
+  };
   void Draw();
 
   const Style style_;
   std::ostream& out_;
-  std::vector<v1::Progress> running_;
+  std::vector<Running> running_;
   size_t drawn_lines_ = 0;
   absl::Time drawn_at_ = absl::InfinitePast();
 };

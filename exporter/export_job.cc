@@ -138,7 +138,7 @@ class Job {
     cache_.request = &request_;
     // What the image wants is made first.
     for (const v1::Image& image : request_.images()) RETURN_IF_ERROR(AddLayers(image.layers()).status());
-    ASSIGN_OR_RETURN(cache_.layers, AddLayers(request_.cache().layers()));
+    ASSIGN_OR_RETURN(cache_.layers, AddLayers(request_.cache().layers(), true));
     const bool with_cache = !checked.caches.empty();
     const bool with_image = !request_.images().empty() || request_.has_artifact();
     absl::Status image;
@@ -213,14 +213,14 @@ class Job {
   }
 
   // Starts layers; one that was started already is made once, whoever wants it.
-  absl::StatusOr<MadeLayers> AddLayers(const google::protobuf::RepeatedPtrField<v1::LayerSource>& sources)
-      ABSL_LOCKS_EXCLUDED(mutex_) {
+  absl::StatusOr<MadeLayers> AddLayers(const google::protobuf::RepeatedPtrField<v1::LayerSource>& sources,
+                                       bool cache = false) ABSL_LOCKS_EXCLUDED(mutex_) {
     MadeLayers layers;
     for (const v1::LayerSource& source : sources) {
       absl::MutexLock lock(&mutex_);
       auto known = made_.find(source.source());
       if (known == made_.end()) {
-        ASSIGN_OR_RETURN(auto layer, maker_->Add(source));
+        ASSIGN_OR_RETURN(auto layer, maker_->Add(source, cache));
         known = made_.emplace(source.source(), std::move(layer)).first;
       }
       layers.push_back(known->second);

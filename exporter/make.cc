@@ -55,7 +55,7 @@ class LayerMaker::Impl {
     threads_.reset();
   }
 
-  absl::StatusOr<std::shared_ptr<MadeLayer>> Add(const v1::LayerSource& asked) {
+  absl::StatusOr<std::shared_ptr<MadeLayer>> Add(const v1::LayerSource& asked, bool cache) {
     ASSIGN_OR_RETURN(Source source, SourceOf(asked.source()));
     ASSIGN_OR_RETURN(auto writer, StagedBlobWriter::Create(options_.staging));
     std::shared_ptr<MadeLayer> layer(new MadeLayer(asked));
@@ -73,7 +73,8 @@ class LayerMaker::Impl {
                                   });
     // Shared only with its task.
     std::shared_ptr<StagedBlobWriter> shared = std::move(writer);
-    threads_->Schedule([this, layer, shared, source = std::move(source)] { Make(*layer, *shared, source); });
+    threads_->Schedule(
+        [this, layer, shared, cache, source = std::move(source)] { Make(*layer, *shared, source, cache); });
     return layer;
   }
 
@@ -90,7 +91,7 @@ class LayerMaker::Impl {
     return source;
   }
 
-  void Make(MadeLayer& layer, StagedBlobWriter& writer, const Source& source) {
+  void Make(MadeLayer& layer, StagedBlobWriter& writer, const Source& source, bool cache) {
     const std::string name = layer.source().source();
     uint64_t made = 0;
     absl::Duration told = absl::ZeroDuration();
@@ -100,7 +101,7 @@ class LayerMaker::Impl {
       progress.set_name(name);
       progress.set_state(state);
       progress.set_bytes(made);
-      progress.set_cache(options_.cache);
+      progress.set_cache(cache);
       options_.progress(progress);
     };
     tell("making");
@@ -142,8 +143,8 @@ class LayerMaker::Impl {
 LayerMaker::LayerMaker(MakeOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 LayerMaker::~LayerMaker() = default;
 
-absl::StatusOr<std::shared_ptr<MadeLayer>> LayerMaker::Add(const v1::LayerSource& source) {
-  return impl_->Add(source);
+absl::StatusOr<std::shared_ptr<MadeLayer>> LayerMaker::Add(const v1::LayerSource& source, bool cache) {
+  return impl_->Add(source, cache);
 }
 
 }  // namespace lazyblob::exporter

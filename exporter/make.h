@@ -31,7 +31,6 @@ struct MakeOptions {
   bool docker_media_types = false;
   std::shared_ptr<base::CancelToken> cancel;  // never null
   std::function<void(const v1::Progress&)> progress;
-  bool cache = false;  // for progress
 };
 
 // One layer that is being made. Thread-safe; shared by those who make and those who want it.
@@ -60,7 +59,8 @@ class LayerMaker {
   ~LayerMaker();
 
   // Starts `source`. InvalidArgument, NotFound: there is nothing to make it of.
-  absl::StatusOr<std::shared_ptr<MadeLayer>> Add(const v1::LayerSource& source);
+  // `cache`: it is wanted for the cache alone, so says its progress.
+  absl::StatusOr<std::shared_ptr<MadeLayer>> Add(const v1::LayerSource& source, bool cache = false);
 
  private:
   class Impl;

@@ -66,7 +66,13 @@ void AbsoluteSource(const std::string& directory, std::string* text) {
 absl::Status CheckAbsolute(const Destination& destination) {
   std::string path = "/";
   if (const auto* layout = std::get_if<oci::LayoutReference>(&destination)) path = layout->directory;
-  if (const auto* archive = std::get_if<ArchiveDestination>(&destination)) path = archive->file;
+  if (const auto* archive = std::get_if<ArchiveDestination>(&destination)) {
+    path = archive->file;
+    for (absl::string_view own : {"/dev/stdin", "/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/"}) {
+      if (!absl::StartsWith(path, own)) continue;
+      return BadText(ToString(destination), "would be the daemon's own; name a file or a FIFO");
+    }
+  }
   if (const auto* directory = std::get_if<DirectoryDestination>(&destination)) path = directory->path;
   if (IsAbsolute(path)) return absl::OkStatus();
   return BadText(ToString(destination), "the path must be absolute");
@@ -315,6 +321,42 @@ absl::Status CheckCache(const v1::ExportRequest& request, const std::vector<Dest
   return cache.format() == v1::PLAIN ? CheckPlainCache(cache, warnings) : CheckBuildCache(cache);
 }
 
+// Numbers that this version does not know arrive over gRPC as they are.
+absl::Status CheckChoices(const v1::ExportRequest& request) {
+  auto unknown = [](absl::string_view what, int number) {
+    return Bad(what, absl::StrCat(number, " is unknown to this version"));
+  };
+  if (!v1::Compression_IsValid(request.compression())) return unknown("compression", request.compression());
+  if (!v1::Parallel_IsValid(request.parallel())) return unknown("parallel", request.parallel());
+  if (!v1::OnFailure_IsValid(request.on_failure())) return unknown("on-failure", request.on_failure());
+  if (!v1::IndexMode_IsValid(request.index())) return unknown("index", request.index());
+  const v1::CacheFormat format = request.cache().format();
+  return v1::CacheFormat_IsValid(format) ? absl::OkStatus() : unknown("cache format", format);
+}
+
+// What is asked for and changes nothing.
+void WarnOfIdle(const v1::ExportRequest& request, std::vector<std::string>* warnings) {
+  absl::string_view why;
+  if (!request.has_cache()) {
+    why = "there is no cache to export beside the image";
+  } else if (request.cache().format() == v1::INLINE) {
+    why = "an inline cache is part of the image";
+  } else if (request.images().empty()) {
+    why = "there is no image to export beside the cache";
+  }
+  if (!why.empty() && request.parallel() == v1::ON) {
+    warnings->push_back(absl::StrCat("parallel has no effect: ", why));
+  }
+  if (!why.empty() && request.on_failure() != v1::ON_FAILURE_UNSPECIFIED) {
+    warnings->push_back(absl::StrCat("on-failure has no effect: ", why));
+  }
+  bool makes = !request.cache().layers().empty() || request.has_artifact();
+  for (const v1::Image& image : request.images()) makes = makes || !image.layers().empty();
+  const bool compressed =
+      request.compression() != v1::COMPRESSION_UNSPECIFIED || request.compression_level() != 0;
+  if (!makes && compressed) warnings->push_back("compression has no effect: no layer is made");
+}
+
 }  // namespace
 
 absl::StatusOr<Destination> ParseDestination(absl::string_view text) {
@@ -458,6 +500,7 @@ absl::StatusOr<CheckedRequest> CheckRequest(const v1::ExportRequest& request) {
   const bool cached = request.has_cache();
   if (request.images().empty() && !cached && !request.has_artifact())
     return Bad("export", "neither an image nor a cache is given");
+  RETURN_IF_ERROR(CheckChoices(request));
   std::set<std::string> seen;
   ASSIGN_OR_RETURN(checked.images, ParseDestinations(request.destinations(), &seen));
   ASSIGN_OR_RETURN(checked.caches, ParseDestinations(request.cache().destinations(), &seen));
@@ -469,14 +512,7 @@ absl::StatusOr<CheckedRequest> CheckRequest(const v1::ExportRequest& request) {
   if (!docker_config.empty() && !IsAbsolute(docker_config)) {
     return BadText(docker_config, "the path must be absolute");
   }
-  if (request.parallel() == v1::ON && !cached) {
-    checked.warnings.push_back("parallel has no effect: there is no cache to export beside the image");
-  } else if (request.parallel() == v1::ON && request.cache().format() == v1::INLINE) {
-    checked.warnings.push_back("parallel has no effect: an inline cache is part of the image");
-  }
-  if (request.on_failure() != v1::ON_FAILURE_UNSPECIFIED && !cached) {
-    checked.warnings.push_back("on-failure has no effect: there is no cache to export beside the image");
-  }
+  WarnOfIdle(request, &checked.warnings);
   return checked;
 }
 

@@ -1,12 +1,16 @@
 #include "daemon/cli.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <sstream>
 #include <vector>
 
+#include <nlohmann/json.hpp>
+
+#include "daemon/export_progress.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::daemon {
@@ -76,6 +80,39 @@ TEST(CliTest, OptionsComeBeforeTheEnvironment) {
   unsetenv("CONTAINERD_ADDRESS");
   EXPECT_NE(from_option.err.find("/from/option"), std::string::npos) << from_option.err;
   EXPECT_NE(from_environment.err.find("/from/environment"), std::string::npos) << from_environment.err;
+}
+
+TEST(CliTest, AnExportWithoutItsHooksDirectoryDoesNotBegin) {
+  if (geteuid() != 0) GTEST_SKIP() << "NOT TESTED: needs root";
+  support::TempDir directory;
+  const std::string root = directory.File("root");
+  const std::string destination = "oci:" + directory.File("layout") + ":t";
+  Result result = RunLazyblob({"export", "--base", "scratch", "--layer", "dir:/etc", "--image",
+                               destination.c_str(), "--hooks", "/no/such", "--root", root.c_str()});
+  EXPECT_EQ(result.code, 1);
+  EXPECT_NE(result.err.find("--hooks /no/such"), std::string::npos) << result.err;
+  EXPECT_NE(access(root.c_str(), F_OK), 0);
+}
+
+TEST(ExportProgressTest, JsonTellsAllThatIsKnownAndWarnings) {
+  std::ostringstream out;
+  ExportProgress progress(ExportProgress::Style::kJson, out);
+  v1::Progress layer;
+  layer.set_name("a");
+  layer.set_state("unpacking");
+  layer.set_bytes(10);
+  layer.set_unpacked(4);
+  progress.Update(layer);
+  progress.Warn("careful");
+  std::istringstream lines(out.str());
+  std::string line;
+  ASSERT_TRUE(std::getline(lines, line));
+  const auto told = nlohmann::json::parse(line);
+  EXPECT_EQ(told["unpacked"], 4);
+  EXPECT_EQ(told["bytes"], 10);
+  EXPECT_EQ(told["bytes_per_second"], 0) << "nothing has come since the first line";
+  ASSERT_TRUE(std::getline(lines, line));
+  EXPECT_EQ(nlohmann::json::parse(line), nlohmann::json({{"warning", "careful"}}));
 }
 
 TEST(CliTest, DoctorFailsWhereNothingRunsAndSaysWhy) {

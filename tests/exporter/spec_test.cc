@@ -166,6 +166,43 @@ TEST(CheckRequestTest, WarnsOfOptionsWithoutEffect) {
   EXPECT_THAT(checked->warnings, ElementsAre(HasSubstr("mode max has no effect")));
 }
 
+TEST(CheckRequestTest, WarnsOfWhatNothingIsMadeOf) {
+  auto checked = CheckRequest(Spec(R"({"cache": {"format": "PLAIN", "destinations": ["c/d"],
+      "imports": ["a/b"]}, "parallel": "ON", "onFailure": "CACHE_REQUIRED", "compression": "ZSTD"})"));
+  ASSERT_TRUE(checked.ok()) << checked.status();
+  EXPECT_THAT(checked->warnings, ElementsAre(HasSubstr("parallel has no effect: there is no image"),
+                                             HasSubstr("on-failure has no effect: there is no image"),
+                                             HasSubstr("compression has no effect")));
+  checked = CheckRequest(Spec(R"({"images": [{"base": "a/b", "layers": [{"source": "dir:/x"}]}],
+      "destinations": ["c/d"], "cache": {"format": "INLINE", "imports": ["e/f"]}, "compressionLevel": 3,
+      "onFailure": "FAIL_FAST"})"));
+  ASSERT_TRUE(checked.ok()) << checked.status();
+  EXPECT_THAT(checked->warnings, ElementsAre(HasSubstr("on-failure has no effect: an inline cache")));
+}
+
+TEST(CheckRequestTest, ChoicesOfOtherVersionsAreRefused) {
+  const v1::ExportRequest fine = Spec(R"({"images": [{"base": "a/b"}], "destinations": ["c/d"]})");
+  auto refusal = [&](auto change) {
+    v1::ExportRequest request = fine;
+    change(request);
+    return std::string(CheckRequest(request).status().message());
+  };
+  EXPECT_THAT(refusal([](auto& r) { r.set_on_failure(v1::OnFailure(77)); }), HasSubstr("on-failure: 77"));
+  EXPECT_THAT(refusal([](auto& r) { r.set_parallel(v1::Parallel(77)); }), HasSubstr("parallel: 77"));
+  EXPECT_THAT(refusal([](auto& r) { r.set_index(v1::IndexMode(77)); }), HasSubstr("index: 77"));
+  EXPECT_THAT(refusal([](auto& r) { r.set_compression(v1::Compression(77)); }), HasSubstr("compression: 77"));
+  EXPECT_THAT(refusal([](auto& r) { r.mutable_cache()->set_format(v1::CacheFormat(77)); }),
+              HasSubstr("cache format: 77"));
+}
+
+TEST(CheckRequestTest, AnArchiveIsNoDescriptorOfTheDaemon) {
+  for (const char* file : {"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}) {
+    v1::ExportRequest request = Spec(R"({"images": [{"base": "a/b"}]})");
+    request.add_destinations(absl::StrCat("oci-archive:", file));
+    EXPECT_THAT(std::string(CheckRequest(request).status().message()), HasSubstr("the daemon's own"));
+  }
+}
+
 TEST(MakePathsAbsoluteTest, OnlyPathsChange) {
   v1::ExportRequest request = Spec(R"({"images": [{"base": "oci:b:t", "configFile": "c.json",
       "layers": [{"source": "dir:d:/opt"}, {"source": "tar:/e"}, {"source": "snapshot:k"}]}],
