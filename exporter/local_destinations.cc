@@ -306,20 +306,33 @@ absl::StatusOr<v1::Ready> WriteToDirectory(const Content& content, const Directo
   }
   RETURN_IF_ERROR(CheckProvided(content, digests));
   const std::string name = ToString(Destination(destination));
-  extract.progress = [&](const ExtractProgress& progress) {
+  auto tell = [&](const ExtractProgress& progress, const char* state) {
     if (!options.progress) return;
     const oci::Descriptor& layer = (*selected)[progress.layer].descriptor;
     v1::Progress told;
     told.set_digest(layer.digest.ToString());
     told.set_name(told.digest());
     told.set_destination(name);
-    told.set_state(progress.done ? "written" : progress.fetched < progress.size ? "fetching" : "unpacking");
+    told.set_state(state);
     told.set_bytes(progress.fetched);
     told.set_unpacked(progress.unpacked);
-    told.set_size(progress.size);
+    told.set_size(layer.size);
     options.progress(told);
   };
-  RETURN_IF_ERROR(base::Annotate(ExtractBeside(layers, destination.path, extract), name));
+  std::vector<ExtractProgress> latest(layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    latest[i].layer = i;
+    tell(latest[i], "queued");
+  }
+  extract.progress = [&](const ExtractProgress& progress) {
+    latest[progress.layer] = progress;
+    tell(progress, progress.done ? "written" : progress.fetched < progress.size ? "fetching" : "unpacking");
+  };
+  const absl::Status extracted = ExtractBeside(layers, destination.path, extract);
+  for (const ExtractProgress& progress : latest) {
+    if (!extracted.ok() && !progress.done) tell(progress, "failed");
+  }
+  RETURN_IF_ERROR(base::Annotate(extracted, name));
   v1::Ready ready;
   ready.set_reference(name);
   ready.set_digest(top.descriptor.digest.ToString());

@@ -161,12 +161,13 @@ class Publication {
     auto teller =
         std::make_shared<Teller>(options_, blob, repository);  // shared with callbacks that come late
     PlaceRequest request = Request(blob, repository);
-    request.progress = [teller](const PlacementProgress& progress) {
-      if (!IsFinal(progress.state)) teller->Tell(Name(progress.state), progress.sent, false);
+    request.progress = [teller, again](const PlacementProgress& progress) {
+      if (!IsFinal(progress.state) && !again) teller->Tell(Name(progress.state), progress.sent, false);
       if (IsFinal(progress.state)) teller->Moved(progress);
     };
     auto placed = again ? options_.placer->PlaceAgain(request) : options_.placer->Place(request);
-    teller->Tell(Name(placed.ok() ? *placed : PlacementState::kFailed), std::nullopt, true);
+    // One that is sent again has been told to have ended.
+    if (!again) teller->Tell(Name(placed.ok() ? *placed : PlacementState::kFailed), std::nullopt, true);
     return placed.status();
   }
 

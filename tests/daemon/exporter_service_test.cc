@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <future>
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -251,6 +252,35 @@ TEST_F(ExporterServiceTest, B3_TheErrorListsEveryBlobThatNobodyHas) {
   }
   EXPECT_THAT(missing, UnorderedElementsAre(layers[0].descriptor.digest.ToString(),
                                             layers[2].descriptor.digest.ToString()));
+}
+
+TEST_F(ExporterServiceTest, EveryLayerForADirectoryIsQueuedAndEndsOnceAlsoWhereItFails) {
+  std::vector<support::Layer> layers;
+  for (const char* name : {"a", "b"}) {
+    layers.push_back(
+        support::MakeLayer(support::MakeTar({support::File("data", name)}), oci::Compression::kGzip));
+  }
+  const std::string layout = directory_.File("layout");
+  ASSERT_TRUE(support::WriteLayout(layout, "t", support::MakeImage(layers)).ok());
+  const oci::Descriptor& broken = layers[1].descriptor;
+  ASSERT_TRUE(base::WriteFileAtomically(absl::StrCat(layout, "/blobs/sha256/", broken.digest.hex()),
+                                        std::string(broken.size, 'x'))
+                  .ok());
+  v1::ExportRequest request;
+  request.add_images()->set_base("oci:" + layout + ":t");
+  request.add_destinations("dir:" + directory_.File("unpacked"));
+  std::vector<v1::ExportEvent> events;
+  EXPECT_FALSE(Export(request, &events).ok());
+  std::map<std::string, std::vector<std::string>> states;
+  for (const v1::ExportEvent& event : events) {
+    const std::string& state = event.progress().state();
+    if (event.has_progress() && (state == "queued" || IsFinalState(state))) {
+      states[event.progress().digest()].push_back(state);
+    }
+  }
+  EXPECT_EQ(states.size(), 2u);
+  for (const auto& [digest, of_layer] : states) EXPECT_EQ(of_layer.size(), 2u) << digest;
+  EXPECT_THAT(states[broken.digest.ToString()], ElementsAre("queued", "failed"));
 }
 
 v1::Progress Layer(const std::string& name, const std::string& state, uint64_t bytes = 0) {

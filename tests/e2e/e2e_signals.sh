@@ -100,7 +100,7 @@ for policy in independent cache-required fail-fast; do
     want=1
     [ "$policy/$who" = independent/cache ] && want=0
     [ "$STATUS" = "$want" ] || die "exit status $STATUS, not $want: $(cat "$SCRATCH/err")"
-    if [ "$want" = 0 ]; then grep -q 'warning: the cache was not exported' "$SCRATCH/err" || die "no warning: $(cat "$SCRATCH/err")"; fi
+    if [ "$want" = 0 ]; then grep -q '"warning":"the cache was not exported' "$SCRATCH/err" || die "no warning: $(cat "$SCRATCH/err")"; fi
     [ "$(jq -r "if .${who}_error == \"\" then \"fine\" else \"told\" end" "$SCRATCH/report.json")" = told ] || die "report: $(cat "$SCRATCH/report.json")"
     wait_until 20 "upload sessions are left: $(sessions)" no_sessions
   done
@@ -118,6 +118,7 @@ kill -INT "$EXPORT_PID"
 ended
 [ "$STATUS" = 1 ] || die "exit status $STATUS: $(cat "$SCRATCH/err")"
 none image && none cache || die "something is said to be ready"
+[ "$(jq -r '.complete, (.image_error != "")' "$SCRATCH/report.json" | xargs)" = "true true" ] || die "no report of how it ended"
 wait_until 20 "upload sessions are left" no_sessions
 control POST "gates/$GATE/open" > /dev/null
 control POST "gates/$GATE-other/open" > /dev/null
@@ -125,6 +126,21 @@ wait_until 20 "the daemon does not end" lb_no_daemon "$ROOT_DIR"
 no_sessions || die "upload sessions are left"
 if pullable "$APP:1" || pullable "$CACHE:1"; then die "something is tagged"; fi
 if grep -q 'warning' "$SCRATCH/err"; then die "a warning of what was cancelled: $(cat "$SCRATCH/err")"; fi
+
+log "Ctrl-C while only a hook runs: what is exported is exported"
+fresh
+mkdir "$SCRATCH/hooks"
+printf '#!/bin/sh\nwhile [ ! -e %s/go ]; do sleep 0.1; done\n' "$SCRATCH" > "$SCRATCH/hooks/exporter-image-exported"
+chmod +x "$SCRATCH/hooks/exporter-image-exported"
+reported() { [ -s "$SCRATCH/report.json" ] && [ "$(jq .complete "$SCRATCH/report.json")" = true ]; }
+set -m
+start --hooks "$SCRATCH/hooks"
+set +m
+wait_until 30 "there is no report" reported
+kill -INT "$EXPORT_PID"
+touch "$SCRATCH/go"
+ended
+[ "$STATUS" = 0 ] && complete image && complete cache || die "exit status $STATUS: $(cat "$SCRATCH/err")"
 
 log "parallel without a cache: a warning, whoever asks and how"
 fresh
