@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <set>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
@@ -87,6 +89,11 @@ absl::StatusOr<ExportResult> Export(Content& content, const std::string& directo
     blobs.push_back(info);
     return absl::OkStatus();
   }));
+  std::set<base::Digest> listed;
+  for (const Info& info : blobs) listed.insert(info.digest);
+  for (Info& info : content.MayBeHeldLazily()) {
+    if (!listed.contains(info.digest)) blobs.push_back(std::move(info));
+  }
   if (!unlazy) RETURN_IF_ERROR(RefuseLazy(blobs, content));
   for (const char* algorithm : kAlgorithms) {
     RETURN_IF_ERROR(base::MakeDirectories(absl::StrCat(directory, "/blobs/", algorithm)));

@@ -29,8 +29,9 @@ struct ExportResult {
   std::vector<base::Digest> lazy;  // of those written, the ones that came from their sources
 };
 
-// All listed blobs become files of `directory`, which is created. With `unlazy` lazy ones are read from their
-// sources; without, FailedPrecondition names them before anything is written. Begun again, it goes on.
+// All blobs, and the lazy ones that containerd may hold, become files of `directory`, which is created. With
+// `unlazy` lazy ones are read from their sources; without, FailedPrecondition names them before anything is
+// written. Begun again, it goes on.
 absl::StatusOr<ExportResult> Export(Content& content, const std::string& directory, bool unlazy,
                                     const std::shared_ptr<base::CancelToken>& cancel);
 

@@ -14,7 +14,6 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "base/checked.h"
 #include "base/fault.h"
@@ -25,6 +24,7 @@
 #include "containerd/filter.h"
 #include "contentservice/content_database.h"
 #include "contentservice/ingests.h"
+#include "contentservice/internal/blob_info.h"
 #include "contentservice/internal/link_or_copy.h"
 
 namespace lazyblob::contentservice {
@@ -32,52 +32,12 @@ namespace {
 
 constexpr uint64_t kPiece = 1 << 20;
 constexpr size_t kAdoptedPerTransaction = 512;
+constexpr size_t kDeletedPerTransaction = 64;  // whoever writes one of them again waits for all
 constexpr base::DigestAlgorithm kAlgorithms[] = {base::DigestAlgorithm::kSha256,
                                                  base::DigestAlgorithm::kSha512};
 
 absl::string_view NameOf(base::DigestAlgorithm algorithm) {
   return algorithm == base::DigestAlgorithm::kSha256 ? "sha256" : "sha512";
-}
-
-absl::Status NoSuchBlob(const base::Digest& digest) {
-  return absl::NotFoundError(absl::StrCat("content ", digest.ToString(), ": not found"));
-}
-
-absl::Status IsThere(const base::Digest& digest) {
-  return absl::AlreadyExistsError(absl::StrCat("content ", digest.ToString(), ": already exists"));
-}
-
-// The labels of an Update: all of `given`, or those that `paths` name.
-absl::StatusOr<Labels> Changed(const Labels& now, const Labels& given,
-                               const std::vector<std::string>& paths) {
-  bool all = paths.empty();
-  Labels labels = now;
-  for (const std::string& path : paths) {
-    absl::string_view key = path;
-    if (path == "labels") {
-      all = true;
-    } else if (absl::ConsumePrefix(&key, "labels.")) {
-      auto value = given.find(std::string(key));
-      labels[std::string(key)] = value == given.end() ? "" : value->second;
-    } else {
-      return absl::InvalidArgumentError(absl::StrCat("field \"", base::Printable(path.substr(0, 256)),
-                                                     "\" of content cannot be updated; labels can"));
-    }
-  }
-  if (all) labels = given;
-  std::erase_if(labels, [](const auto& label) { return label.second.empty(); });
-  return labels;
-}
-
-bool Matches(const containerd::Filter& filter, const Info& info) {
-  const std::string digest = info.digest.ToString(), size = absl::StrCat(info.size);
-  return filter.Matches(
-      [&](absl::string_view name, const std::string& rest) -> std::optional<absl::string_view> {
-        if (name == "digest") return digest;
-        if (name == "size") return size;
-        if (name == "labels") return containerd::LabelOf(info.labels, rest);
-        return std::nullopt;
-      });
 }
 
 class LocalContent final : public Content {
@@ -90,6 +50,9 @@ class LocalContent final : public Content {
   absl::StatusOr<Info> Update(const Info& info, const std::vector<std::string>& paths) override;
   absl::Status List(const std::vector<std::string>& filters,
                     absl::FunctionRef<absl::Status(const Info&)> visit) override;
+  std::vector<Info> MayBeHeldLazily() override {
+    return options_.lazy != nullptr ? options_.lazy->MayBeHeld() : std::vector<Info>();
+  }
   absl::Status Delete(const base::Digest& digest) override;
   absl::Status Read(const base::Digest& digest, uint64_t offset, uint64_t size, ReadSink sink,
                     const std::shared_ptr<base::CancelToken>& cancel) override;
@@ -266,6 +229,9 @@ absl::Status LocalContent::Reconcile(std::vector<BlobRecord> records) {
     held_[digest] = {std::make_shared<const Info>(std::move(record.info)), record.verified};
   }
   if (!lost.empty()) RETURN_IF_ERROR(DeleteBlobs(*database_, lost));
+  for (const base::Digest& digest : lost) {
+    if (options_.lazy != nullptr) options_.lazy->Lost(digest);
+  }
   for (const auto& [digest, size] : files) RETURN_IF_ERROR(base::RemoveTree(PathOf(digest)));
   return absl::OkStatus();
 }
@@ -345,17 +311,20 @@ void LocalContent::RemoveDropped() {
   for (;;) {
     std::vector<base::Digest> digests;
     {
-      auto unreserved = [&] {
+      // Nobody reserves what is dropped; who had it before keeps only that one from being removed.
+      auto choose = [&] {
         mutex_.AssertReaderHeld();
-        return std::none_of(digests.begin(), digests.end(),
-                            [this](const base::Digest& digest)
-                                ABSL_NO_THREAD_SAFETY_ANALYSIS { return reserved_.contains(digest); });
+        digests.clear();
+        for (const base::Digest& digest : dropped_) {
+          if (digests.size() < kDeletedPerTransaction && !reserved_.contains(digest))
+            digests.push_back(digest);
+        }
+        return dropped_.empty() || !digests.empty();
       };
       absl::MutexLock lock(&mutex_);
-      digests.assign(dropped_.begin(), dropped_.end());
+      mutex_.Await(absl::Condition(&choose));
       removing_ = !digests.empty();
       if (digests.empty()) return;
-      mutex_.Await(absl::Condition(&unreserved));
     }
     absl::Status status = base::FaultPoint("content/delete/begin");
     if (status.ok()) status = DeleteBlobs(*database_, digests);
@@ -363,11 +332,12 @@ void LocalContent::RemoveDropped() {
     if (!status.ok()) {
       Log(absl::StrCat("content: ", digests.size(),
                        " deleted blobs come back with the next start: ", status.message()));
-    } else {
-      for (const base::Digest& digest : digests) unlink(PathOf(digest).c_str());
     }
-    absl::MutexLock lock(&mutex_);
-    for (const base::Digest& digest : digests) dropped_.erase(digest);
+    for (const base::Digest& digest : digests) {
+      if (status.ok()) unlink(PathOf(digest).c_str());
+      absl::MutexLock lock(&mutex_);
+      dropped_.erase(digest);
+    }
   }
 }
 
@@ -418,7 +388,12 @@ absl::Status LocalContent::ReadLazy(const Info& info, uint64_t offset, uint64_t 
   std::vector<uint8_t> buffer(std::min(kPiece, size));
   for (const uint64_t end = offset + size; offset < end;) {
     const absl::Span<uint8_t> out(buffer.data(), std::min<uint64_t>(buffer.size(), end - offset));
-    ASSIGN_OR_RETURN(const size_t n, options_.lazy->Read(info.digest, offset, out, cancel));
+    const absl::StatusOr<size_t> read = options_.lazy->Read(info.digest, offset, out, cancel);
+    // Committed meanwhile.
+    if (absl::IsNotFound(read.status()) && Find(info.digest)) {
+      return Read(info.digest, offset, end - offset, sink, cancel);
+    }
+    ASSIGN_OR_RETURN(const size_t n, read);
     if (n == 0 || n > out.size()) {
       return absl::DataLossError(absl::StrCat("content ", info.digest.ToString(), ": its source ends at ",
                                               offset, " of ", info.size, " bytes"));
@@ -446,6 +421,7 @@ absl::Status LocalContent::Verify(const base::Digest& digest,
   RETURN_IF_ERROR(read);
   if (hasher.Finish() != digest) {
     Drop(digest);
+    if (options_.lazy != nullptr) options_.lazy->Lost(digest);
     const std::string why = absl::StrCat("content ", digest.ToString(),
                                          ": was damaged when it was imported; dropped, pull it again");
     Log(why);

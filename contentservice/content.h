@@ -73,6 +73,8 @@ class LazyBlobs {
   virtual absl::StatusOr<Info> Find(const base::Digest& digest) = 0;
   // Those that a namespace of containerd holds; containerd would collect all others.
   virtual std::vector<Info> Listed() = 0;
+  // All that a namespace may hold: those that nobody has looked for yet, too.
+  virtual std::vector<Info> MayBeHeld() { return Listed(); }
   virtual absl::Status SetLabels(const base::Digest& digest, const Labels& labels, absl::Time updated) = 0;
   // NotFound: not a lazy blob. What snapshots use of it stays.
   virtual absl::Status Forget(const base::Digest& digest) = 0;
@@ -85,6 +87,9 @@ class LazyBlobs {
   virtual void Committed(const base::Digest& digest, uint64_t size, const std::string& ref) = 0;
   // A held blob was deleted.
   virtual void Deleted(const base::Digest& digest) = 0;
+  // A held blob turned out to be damaged or gone. Namespaces that hold it all the same let it go, unless it
+  // is lazy from now on: else no client would write it again.
+  virtual void Lost(const base::Digest& digest) { Deleted(digest); }
 };
 
 struct ContentOptions {
@@ -110,6 +115,8 @@ class Content {
   // No lock is held while `visit` runs; its error ends the walk.
   virtual absl::Status List(const std::vector<std::string>& filters,
                             absl::FunctionRef<absl::Status(const Info&)> visit) = 0;
+  // Lazy blobs that a namespace of containerd may hold, listed or not.
+  virtual std::vector<Info> MayBeHeldLazily() { return {}; }
   // From memory; record and file go a moment later, so that a crash at once may bring it back. Reads under
   // way keep what they read.
   virtual absl::Status Delete(const base::Digest& digest) = 0;

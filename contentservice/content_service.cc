@@ -178,7 +178,9 @@ class WriteStream final
     }
     if (!expected.empty()) {
       expected_ = expected;
-      if (content_.GetInfo(expected).ok()) {
+      // Bytes in hand are better than a promise: only a blob that is here makes them superfluous.
+      const bool in_hand = writer_->status().offset > 0 || !request_.data().empty();
+      if (in_hand ? content_.HeldFile(expected).ok() : content_.GetInfo(expected).ok()) {
         writer_.reset();
         content_.Abort(ref_).IgnoreError();
         return absl::AlreadyExistsError(
@@ -317,7 +319,7 @@ class Service final : public ContentService, public api::Content::CallbackServic
   }
 
   grpc::ServerBidiReactor<api::WriteContentRequest, api::WriteContentResponse>* Write(Context*) override {
-    return new WriteStream(content_, &io_);
+    return new WriteStream(content_, &writes_);
   }
 
   Reactor* Abort(Context*, const api::AbortRequest* request, Empty*) override {
@@ -328,6 +330,7 @@ class Service final : public ContentService, public api::Content::CallbackServic
   Content* const content_;
   base::ThreadPool lazy_{"lb-ct-lazy", kLazyThreads};
   base::ThreadPool io_{"lb-ct-io", kIoThreads};
+  base::ThreadPool writes_{"lb-ct-writes", kWriteThreads};
   base::ThreadPool calls_{"lb-ct-calls", kCallThreads};
 };
 

@@ -15,10 +15,11 @@ class Service;
 namespace lazyblob::contentservice {
 
 // Threads of the service's own; what finds none waits in a queue. Reads of lazy blobs may wait for a
-// registry, reads of held ones and writes for the disk; neither delays the other calls, which containerd
-// makes inside its database transaction.
+// registry, reads of held ones and writes for the disk; none delays another kind, or the other calls, which
+// containerd makes inside its database transaction.
 constexpr int kCallThreads = 16;
 constexpr int kIoThreads = 16;
+constexpr int kWriteThreads = 16;
 constexpr int kLazyThreads = 64;
 // One message of Read. A reader holds its thread while a message is sent, except for the last: so a client
 // that is slow to take what fits one message holds none. A writer holds one only while a message is worked

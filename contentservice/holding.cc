@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/status.h"
 #include "contentservice/internal/learned_blobs_impl.h"
 
@@ -14,6 +15,7 @@ namespace {
 constexpr absl::Duration kLongestLook = absl::Seconds(10);
 constexpr absl::Duration kFirstTry = absl::Milliseconds(100);
 constexpr absl::Duration kLastTry = absl::Minutes(1);
+constexpr absl::Duration kRecheckPatience = absl::Seconds(10);  // of one registry
 
 }  // namespace
 
@@ -36,7 +38,8 @@ void LearnedBlobsImpl::Expect(const base::Digest& digest, absl::Duration wait, a
   absl::MutexLock lock(&mutex_);
   auto found = blobs_.find(digest);
   if (found == blobs_.end() || stopped_) return;
-  if (options_.clock->Monotonic() + wait > until || found->second.record.held || found->second.whole) {
+  const bool late = options_.clock->Monotonic() + wait > until && !absl::IsUnavailable(held.status());
+  if (late || found->second.record.held || found->second.whole) {
     found->second.expected = false;
     return;
   }
@@ -50,6 +53,7 @@ void LearnedBlobsImpl::SetHeld(const base::Digest& digest) {
     auto found = blobs_.find(digest);
     if (found == blobs_.end() || found->second.whole) return;
     found->second.expected = false;
+    if (Repositories(found->second).empty()) return;  // being dropped
     found->second.record.held = true;
   }
   SaveBlob(digest);
@@ -72,11 +76,16 @@ void LearnedBlobsImpl::Hold(const std::string& name_space, const base::Digest& d
     blob.digest = digest;
     blob.size = known->size;
     std::vector<std::string> repositories;
+    bool contradictory = false;
     {
       absl::MutexLock lock(&mutex_);
-      if (auto found = blobs_.find(digest); found != blobs_.end()) repositories = Repositories(found->second);
+      if (auto found = blobs_.find(digest); found != blobs_.end()) {
+        repositories = Repositories(found->second);
+        contradictory = found->second.contradictory && !found->second.whole;
+      }
     }
-    held = options_.namespaces->Hold(name_space, blob, SourceLabels(repositories));
+    held = contradictory ? absl::FailedPreconditionError("images tell different sizes of it")
+                         : options_.namespaces->Hold(name_space, blob, SourceLabels(repositories));
   }
   if (held.ok()) SetHeld(digest);
   absl::MutexLock lock(&mutex_);
@@ -103,10 +112,14 @@ void LearnedBlobsImpl::Recheck(const base::Digest& digest) {
   }
   std::set<std::string> failed;
   for (const std::string& repository : repositories) {
+    registry::CallContext context;
+    context.deadline = base::SystemClock().Monotonic() + kRecheckPatience;
+    context.cancel = stop_;
     const auto source = options_.sources("registry:" + repository);
     const auto sink = [](absl::Span<const uint8_t>) { return absl::OkStatus(); };
     // Who is not let in today, because credentials have changed, may be tomorrow.
-    if (!source.ok() || absl::IsNotFound((*source)->Read(blob, {0, 1}, sink, {}))) failed.insert(repository);
+    const absl::Status read = source.ok() ? (*source)->Read(blob, {0, 1}, sink, context) : source.status();
+    if (!source.ok() || absl::IsNotFound(read)) failed.insert(repository);
   }
   if (failed.empty()) return;
   {
@@ -136,11 +149,42 @@ void LearnedBlobsImpl::DropLater(const base::Digest& digest, Blob* blob) {
   options_.log(absl::StrCat("layer ", digest.ToString(),
                             ": no registry that it is said to be from gives it, so ",
                             "it is not lazy; where it is missed, pull its image again"));
+  StartDropping(digest);
+}
+
+void LearnedBlobsImpl::StartDropping(const base::Digest& digest) {
   holders_->Run([this, digest] { Drop(digest, kFirstTry); });
+}
+
+void LearnedBlobsImpl::Lost(const base::Digest& digest) {
+  Deleted(digest);
+  absl::MutexLock lock(&mutex_);
+  if (stopped_) return;
+  if (holders_ == nullptr) {
+    lost_.push_back(digest);
+  } else {
+    StartDropping(digest);
+  }
 }
 
 void LearnedBlobsImpl::Drop(const base::Digest& digest, absl::Duration wait) {
   if (content_->HeldFile(digest).ok()) return;  // a client has written it meanwhile
+  {
+    absl::MutexLock lock(&mutex_);
+    if (stopped_) return;
+    const auto found = blobs_.find(digest);
+    if (found != blobs_.end() && !Repositories(found->second).empty()) {
+      if (found->second.record.held || found->second.expected) return;
+      found->second.expected = true;
+      const absl::Duration until = options_.clock->Monotonic() + options_.hold_patience;
+      holders_->Run([this, digest, until] { Expect(digest, kFirstTry, until); });
+      return;
+    }
+    if (Undecided(digest)) {
+      holders_->RunAfter(wait, [this, digest, wait] { Drop(digest, std::min(2 * wait, kLongestLook)); });
+      return;
+    }
+  }
   absl::Status status;
   const absl::StatusOr<std::vector<std::string>> namespaces = options_.namespaces->List();
   status.Update(namespaces.status());
@@ -149,10 +193,22 @@ void LearnedBlobsImpl::Drop(const base::Digest& digest, absl::Duration wait) {
       status.Update(options_.namespaces->Drop(name_space, digest));
     }
   }
-  if (status.ok()) return;
+  if (status.ok()) {
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto found = blobs_.find(digest);
+      if (found != blobs_.end() && Repositories(found->second).empty()) found->second.record.held = false;
+      DropUntaught(digest);
+    }
+    return SaveBlob(digest);
+  }
   absl::MutexLock lock(&mutex_);
   if (stopped_) return;
-  if (wait > kLastTry) return Log(status, absl::StrCat("layer ", digest.ToString(), " cannot be forgotten"));
+  // A containerd that is not there is waited for.
+  if (wait > kLastTry && !absl::IsUnavailable(status)) {
+    return Log(status, absl::StrCat("blob ", digest.ToString(), " cannot be forgotten"));
+  }
+  wait = std::min(wait, kLastTry);
   holders_->RunAfter(wait, [this, digest, wait] { Drop(digest, 2 * wait); });
 }
 

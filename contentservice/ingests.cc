@@ -307,6 +307,10 @@ absl::Status Ingest::Truncate(uint64_t size) {
                                               status_.offset, " bytes; begin anew with 0"));
   }
   RETURN_IF_ERROR(base::FaultPoint("content/truncate/begin"));
+  // Else bytes of the new beginning would be taken for synced ones after the machine goes down. An aborted
+  // ingest has no directory.
+  const absl::Status recorded = all_->WriteRecord(*state_, 0, /*first=*/false);
+  if (!absl::IsNotFound(recorded)) RETURN_IF_ERROR(recorded);
   if (ftruncate(data_.get(), 0) != 0) return base::ErrnoStatus(errno, DataPath());
   hasher_ = base::Hasher(status_.expected.algorithm());
   status_.offset = 0;

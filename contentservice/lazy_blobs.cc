@@ -46,6 +46,7 @@ absl::Status LearnedBlobsImpl::Load() {
 void LearnedBlobsImpl::Start(Content* content) {
   content_ = content;
   learners_ = std::make_unique<TimedTasks>("lb-learn", 4);
+  checkers_ = std::make_unique<TimedTasks>("lb-check", 4);
   holders_ = std::make_unique<TimedTasks>("lb-hold", 4);
   absl::StatusOr<std::vector<ImageRecord>> images = records_->Images();
   Log(images.status(), "images are not known again");
@@ -60,10 +61,16 @@ void LearnedBlobsImpl::Start(Content* content) {
   }
   absl::MutexLock lock(&mutex_);
   // What was committed just before a crash, or adopted from another store.
-  LearnLater([this] { LearnUnrecorded(); });
-  // A namespace may have begun to hold what nobody looked for any more.
+  learners_->Run([this] { LearnUnrecorded(); });
+  for (const base::Digest& digest : lost_) StartDropping(digest);
   for (auto& [digest, blob] : blobs_) {
-    if (blob.record.held || blob.whole || Repositories(blob).empty()) continue;
+    if (blob.whole) continue;
+    if (Repositories(blob).empty()) {
+      if (blob.record.held || !blob.record.failed.empty()) StartDropping(digest);
+      continue;
+    }
+    // A namespace may have begun to hold what nobody looked for any more.
+    if (blob.record.held) continue;
     blob.expected = true;
     holders_->Run([this, digest = digest] { Expect(digest, absl::Seconds(1), absl::ZeroDuration()); });
   }
@@ -74,7 +81,9 @@ void LearnedBlobsImpl::Stop() {
     absl::MutexLock lock(&mutex_);
     stopped_ = true;
   }
+  stop_->Cancel();
   learners_.reset();
+  checkers_.reset();
   holders_.reset();
 }
 
@@ -82,7 +91,7 @@ void LearnedBlobsImpl::Log(const absl::Status& status, absl::string_view what) c
   if (!status.ok()) options_.log(absl::StrCat(what, ": ", status.message()));
 }
 
-std::vector<std::string> LearnedBlobsImpl::Repositories(const Blob& blob) {
+std::vector<std::string> LearnedBlobsImpl::Repositories(const Blob& blob, bool checked) {
   std::vector<std::string> result;
   const auto add = [&](const std::vector<std::string>& repositories) {
     for (const std::string& repository : repositories) {
@@ -90,9 +99,18 @@ std::vector<std::string> LearnedBlobsImpl::Repositories(const Blob& blob) {
       if (std::find(result.begin(), result.end(), repository) == result.end()) result.push_back(repository);
     }
   };
-  for (const LearnedImage* image : images_.WithLayer(blob.record.blob.digest)) add(image->repositories);
+  const std::vector<LearnedImage*> images = images_.WithLayer(blob.record.blob.digest);
+  for (const LearnedImage* image : images) add(image->repositories);
   add(blob.record.repositories);
+  if (checked) return result;
+  for (const LearnedImage* image : images) add(learning_[image->manifest].likely);
   return result;
+}
+
+bool LearnedBlobsImpl::Known(const Blob& blob) {
+  // Of one that is held, a client has taken the size that was told.
+  if (blob.whole || (blob.contradictory && !blob.record.held)) return false;
+  return !Repositories(blob).empty();
 }
 
 bool LearnedBlobsImpl::Undecided(const base::Digest& digest) {
@@ -107,7 +125,7 @@ absl::StatusOr<Info> LearnedBlobsImpl::Find(const base::Digest& digest) {
   absl::MutexLock lock(&mutex_);
   const auto known = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     auto found = blobs_.find(digest);
-    return found != blobs_.end() && !found->second.whole && !Repositories(found->second).empty();
+    return found != blobs_.end() && Known(found->second);
   };
   if (!known()) {
     if (stopped_) return NotLazy(digest);
@@ -134,6 +152,15 @@ std::vector<Info> LearnedBlobsImpl::Listed() {
     if (blob.record.held && !blob.whole) listed.push_back(InfoOf(blob.record));
   }
   return listed;
+}
+
+std::vector<Info> LearnedBlobsImpl::MayBeHeld() {
+  std::vector<Info> blobs;
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [digest, blob] : blobs_) {
+    if (Known(blob) || (blob.record.held && !blob.whole)) blobs.push_back(InfoOf(blob.record));
+  }
+  return blobs;
 }
 
 absl::Status LearnedBlobsImpl::SetLabels(const base::Digest& digest, const Labels& labels,
@@ -187,7 +214,7 @@ void LearnedBlobsImpl::SaveBlob(const base::Digest& digest) {
         (found->second.record.held || !found->second.record.failed.empty())) {
       Blob& blob = found->second;
       // Images may go that told where a blob is.
-      if (blob.record.held) blob.record.repositories = Repositories(blob);
+      if (blob.record.held) blob.record.repositories = Repositories(blob, /*checked=*/true);
       record = blob.record;
     }
   }
@@ -209,6 +236,11 @@ absl::StatusOr<std::shared_ptr<contentstore::LazyLayer>> LearnedBlobsImpl::Layer
       if (auto layer = options_.store->Find(digest)) return layer;
     }
   }
+  // Whole blobs are the same for all images, whatever these annotate.
+  if (const auto layer = options_.store->Find(digest);
+      layer != nullptr && layer->descriptor().size == handler.descriptor.size) {
+    handler.descriptor = layer->descriptor();
+  }
   for (const std::string& repository : repositories) {
     ASSIGN_OR_RETURN(auto source, options_.sources("registry:" + repository));
     handler.sources.push_back(std::move(source));
@@ -226,7 +258,14 @@ absl::StatusOr<size_t> LearnedBlobsImpl::Read(const base::Digest& digest, uint64
   contentstore::FetchContext context;
   context.cancel = cancel;
   absl::StatusOr<size_t> read = options_.store->ReadBlob(*layer, offset, out, context);
-  if (absl::IsNotFound(read.status())) Recheck(digest);
+  if (absl::IsNotFound(read.status())) {
+    Recheck(digest);
+  } else if (!read.ok()) {
+    absl::MutexLock lock(&mutex_);
+    for (const LearnedImage* image : images_.WithLayer(digest)) {
+      if (image->repositories.empty()) AskAtOnce(*image);
+    }
+  }
   return read;
 }
 
@@ -253,7 +292,10 @@ void LearnedBlobsImpl::Deleted(const base::Digest& digest) {
   const std::vector<oci::Descriptor> layers = image->layers;
   images_.Remove(digest);
   learning_.erase(digest);
-  for (const oci::Descriptor& layer : layers) DropUntaught(layer.digest);
+  for (const oci::Descriptor& layer : layers) {
+    DropUntaught(layer.digest);
+    CompareImages(layer.digest);
+  }
   if (learners_ == nullptr) return;
   learners_->Run([this, digest] { SaveImage(digest); });
   for (const oci::Descriptor& layer : layers) {
@@ -283,7 +325,9 @@ std::vector<ChainLayer> LearnedBlobsImpl::WithChain(const base::Digest& chain, c
   const auto decided = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return cancelled || stopped_ || !Undecided(chain, diff_id);
   };
-  for (const auto& [image, i] : images_.WithChain(chain, diff_id)) AskAtOnce(*image);
+  for (const auto& [image, i] : images_.WithChain(chain, diff_id)) {
+    if (image->repositories.empty()) AskAtOnce(*image);
+  }
   mutex_.AwaitWithTimeout(absl::Condition(&decided), options_.chain_patience);
   std::map<base::Digest, ChainLayer> layers;
   for (const auto& [image, i] : images_.WithChain(chain, diff_id)) {
@@ -291,7 +335,9 @@ std::vector<ChainLayer> LearnedBlobsImpl::WithChain(const base::Digest& chain, c
     layer.layer = image->layers[i].digest;
     if (!layer.reference.empty()) continue;
     const std::set<std::string>& failed = blobs_[layer.layer].record.failed;
-    for (const std::string& repository : image->repositories) {
+    std::vector<std::string> repositories = image->repositories;
+    if (repositories.empty()) repositories = learning_[image->manifest].likely;
+    for (const std::string& repository : repositories) {
       if (failed.contains(repository)) continue;
       layer.manifest = image->manifest;
       layer.reference = absl::StrCat(repository, "@", image->manifest.ToString());

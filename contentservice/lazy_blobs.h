@@ -28,7 +28,8 @@ struct LearnedBlobsOptions {
   // Hosts ("name[:port]") that are known to be called so: containerd's labels leave the port out. Blocks.
   std::function<std::vector<std::string>(const std::string& host_name)> hosts;
   // Whether a registry has the manifest "<host>/<name>@<digest>"; errors of registry::Client. Blocks.
-  std::function<absl::Status(const std::string& reference)> check;
+  std::function<absl::Status(const std::string& reference, const std::shared_ptr<base::CancelToken>& cancel)>
+      check;
   absl::Duration find_patience = absl::Milliseconds(8);  // containerd's database is locked meanwhile
   absl::Duration chain_patience = absl::Seconds(10);     // of a Prepare
   absl::Duration learn_patience = absl::Seconds(5);      // for labels after a commit

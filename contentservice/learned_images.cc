@@ -50,7 +50,8 @@ void LearnedImages::AddConfig(const base::Digest& config, const std::vector<base
     LearnedImage& image = images_.at(manifest);
     if (image.layers.size() != diff_ids.size()) continue;
     image.diff_ids = diff_ids;
-    for (const base::Digest& chain : ChainIds(diff_ids)) by_chain_[chain].insert(manifest);
+    image.chains = ChainIds(diff_ids);
+    for (const base::Digest& chain : image.chains) by_chain_[chain].insert(manifest);
   }
 }
 
@@ -60,7 +61,7 @@ void LearnedImages::Remove(const base::Digest& manifest) {
   const LearnedImage& image = found->second;
   Forget(&by_config_, image.config, manifest);
   for (const oci::Descriptor& layer : image.layers) Forget(&by_layer_, layer.digest, manifest);
-  for (const base::Digest& chain : ChainIds(image.diff_ids)) Forget(&by_chain_, chain, manifest);
+  for (const base::Digest& chain : image.chains) Forget(&by_chain_, chain, manifest);
   images_.erase(found);
 }
 
@@ -84,9 +85,8 @@ std::vector<std::pair<LearnedImage*, size_t>> LearnedImages::WithChain(const bas
   if (found == by_chain_.end()) return result;
   for (const base::Digest& manifest : found->second) {
     LearnedImage& image = images_.at(manifest);
-    const std::vector<base::Digest> chains = ChainIds(image.diff_ids);
-    for (size_t i = 0; i < chains.size(); ++i) {
-      if (chains[i] != chain || !IsCandidate(image.layers[i])) continue;
+    for (size_t i = 0; i < image.chains.size(); ++i) {
+      if (image.chains[i] != chain || !IsCandidate(image.layers[i])) continue;
       if (diff_id.empty() || image.diff_ids[i] == diff_id) result.emplace_back(&image, i);
     }
   }

@@ -22,8 +22,9 @@ struct LearnedImage {
   base::Digest config;
   std::vector<oci::Descriptor> layers;    // bottom first
   std::vector<base::Digest> diff_ids;     // as many; none: the config is not known, or not an image's
+  std::vector<base::Digest> chains;       // of diff_ids
   std::set<std::string> namespaces;       // of containerd, where it was committed
-  std::vector<std::string> repositories;  // "host/name", in the order in which they are asked
+  std::vector<std::string> repositories;  // "host/name", in the order in which they are asked; one had it
 };
 
 class LearnedImages {

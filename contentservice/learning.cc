@@ -23,21 +23,23 @@ bool IsRefused(const absl::Status& status) {
   return absl::IsNotFound(status) || absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status);
 }
 
+void AddOnce(const std::vector<std::string>& more, std::vector<std::string>* repositories) {
+  for (const std::string& repository : more) {
+    if (std::find(repositories->begin(), repositories->end(), repository) == repositories->end()) {
+      repositories->push_back(repository);
+    }
+  }
+}
+
 void AddRepository(absl::string_view host, const std::string& name, std::vector<std::string>* repositories) {
   const std::string text = absl::StrCat(host, "/", name);
   const absl::StatusOr<oci::Reference> parsed = oci::ParseReference(text);
   // A name that is understood otherwise is none that containerd wrote.
   if (!parsed.ok() || parsed->Name() != text || repositories->size() >= kMaxRepositories) return;
-  if (std::find(repositories->begin(), repositories->end(), text) == repositories->end()) {
-    repositories->push_back(text);
-  }
+  AddOnce({text}, repositories);
 }
 
 }  // namespace
-
-bool IsMissing(const absl::Status& status) {
-  return absl::IsNotFound(status) || absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status);
-}
 
 std::optional<std::string> LearnedBlobsImpl::ReadDocument(const base::Digest& digest) {
   if (!content_->HeldFile(digest).ok()) return std::nullopt;
@@ -84,8 +86,11 @@ void LearnedBlobsImpl::LearnUnrecorded() {
       absl::MutexLock lock(&mutex_);
       if (stopped_) return;
       if (images_.Find(digest) != nullptr || images_.IsConfig(digest)) continue;
+      ++documents_;
     }
     LearnDocument(digest, "");
+    absl::MutexLock lock(&mutex_);
+    --documents_;
   }
 }
 
@@ -120,24 +125,26 @@ void LearnedBlobsImpl::LearnManifest(const base::Digest& digest, absl::string_vi
     LearnedImage* const image = images_.Add(digest, manifest);
     if (image == nullptr) return;
     image->namespaces.merge(known.namespaces);
-    if (image->repositories.empty()) image->repositories = std::move(known.repositories);
+    AddOnce(known.repositories, &image->repositories);
     const absl::Time now = options_.clock->WallTime();
     for (const oci::Descriptor& layer : image->layers) {
-      if (!LearnedImages::IsCandidate(layer) || blobs_.contains(layer.digest)) continue;
-      Blob& blob = blobs_[layer.digest];
-      blob.whole = whole.contains(layer.digest);
-      LazyRecord& record = blob.record;
-      record.blob.media_type = layer.media_type;
-      record.blob.digest = layer.digest;
-      record.blob.size = layer.size;
-      record.blob.annotations = layer.annotations;
-      record.created = record.updated = now;
+      if (!LearnedImages::IsCandidate(layer)) continue;
+      const auto [blob, anew] = blobs_.try_emplace(layer.digest);
+      if (anew) {
+        blob->second.whole = whole.contains(layer.digest);
+        blob->second.record.created = blob->second.record.updated = now;
+      }
+      CompareImages(layer.digest);
     }
-    Learning& learning = learning_[digest];
-    learning.settled = !image->repositories.empty();
-    learning.wait = kFirstQuestion;
-    learning.until = options_.clock->Monotonic() + options_.learn_patience;
-    ask = !learning.settled;
+    const auto [entry, anew] = learning_.try_emplace(digest);
+    Learning& learning = entry->second;
+    if (anew) {
+      learning.settled = !image->repositories.empty();
+      learning.doubt = !save;  // recorded, and from nowhere
+      learning.wait = kFirstQuestion;
+      learning.until = options_.clock->Monotonic() + options_.learn_patience;
+    }
+    ask = anew && !learning.settled;
   }
   if (const std::optional<std::string> config = ReadDocument(manifest.config.digest)) {
     LearnConfig(manifest.config.digest, *config);
@@ -146,6 +153,28 @@ void LearnedBlobsImpl::LearnManifest(const base::Digest& digest, absl::string_vi
   absl::MutexLock lock(&mutex_);
   if (!ask || stopped_) return;
   learners_->Run([this, digest] { AskLabels(digest, true); });
+}
+
+void LearnedBlobsImpl::CompareImages(const base::Digest& layer) {
+  const auto found = blobs_.find(layer);
+  if (found == blobs_.end()) return;
+  Blob& blob = found->second;
+  oci::Descriptor& known = blob.record.blob;
+  bool first = !blob.record.held;
+  blob.contradictory = false;
+  for (const LearnedImage* image : images_.WithLayer(layer)) {
+    for (const oci::Descriptor& told : image->layers) {
+      if (told.digest != layer) continue;
+      if (std::exchange(first, false)) {
+        known = oci::Descriptor();
+        known.media_type = told.media_type;
+        known.digest = told.digest;
+        known.size = told.size;
+        known.annotations = told.annotations;
+      }
+      if (told.size != known.size) blob.contradictory = true;
+    }
+  }
 }
 
 void LearnedBlobsImpl::AskAtOnce(const LearnedImage& image) {
@@ -165,6 +194,7 @@ void LearnedBlobsImpl::AskLabels(const base::Digest& manifest, bool again) {
     if (again && learning.settled) return;
     if (again && learning.asking) {
       learners_->RunAfter(learning.wait, [this, manifest] { AskLabels(manifest, true); });
+      learning.wait = std::min(2 * learning.wait, kLastQuestion);
       return;
     }
     learning.asking = true;
@@ -172,14 +202,18 @@ void LearnedBlobsImpl::AskLabels(const base::Digest& manifest, bool again) {
   }
   const absl::StatusOr<std::vector<LabelledSource>> sources = ReadSources(manifest, namespaces);
   const bool found = sources.ok() && !sources->empty();
-  if (found) FoundSources(manifest, *sources);
+  const bool checking = found && FoundSources(manifest, *sources);
   absl::MutexLock lock(&mutex_);
   auto known = learning_.find(manifest);
   if (known == learning_.end()) return;
   Learning& learning = known->second;
+  if (checking || stopped_) return;  // asking, still; or done already
   learning.asking = false;
-  if (found || stopped_) return;
-  if (options_.clock->Monotonic() >= learning.until) learning.settled = true;
+  if (found) learning.settled = true;  // nothing that can be asked
+  // A containerd that is not there yet may tell later.
+  if (options_.clock->Monotonic() >= learning.until && !absl::IsUnavailable(sources.status())) {
+    learning.settled = true;
+  }
   if (!again || learning.settled) return;
   learners_->RunAfter(learning.wait, [this, manifest] { AskLabels(manifest, true); });
   learning.wait = std::min(2 * learning.wait, kLastQuestion);
@@ -201,7 +235,7 @@ absl::StatusOr<std::vector<LabelledSource>> LearnedBlobsImpl::ReadSources(
   return sources;
 }
 
-void LearnedBlobsImpl::FoundSources(const base::Digest& manifest,
+bool LearnedBlobsImpl::FoundSources(const base::Digest& manifest,
                                     const std::vector<LabelledSource>& sources) {
   std::vector<std::string> likely;
   std::vector<std::string> doubtful;
@@ -214,12 +248,20 @@ void LearnedBlobsImpl::FoundSources(const base::Digest& manifest,
     for (const std::string& host : hosts) AddRepository(host, source.repository, &likely);
     if (hosts.empty() || hosts.front() != plain) AddRepository(plain, source.repository, &doubtful);
   }
-  SetRepositories(manifest, likely, likely.empty() && doubtful.empty());
   absl::MutexLock lock(&mutex_);
-  if (stopped_) return;
-  holders_->Run([this, manifest, likely = std::move(likely), doubtful = std::move(doubtful)] {
+  const LearnedImage* const image = images_.Find(manifest);
+  if (image == nullptr || stopped_) return false;
+  Learning& learning = learning_[manifest];
+  if (learning.doubt) {
+    doubtful.insert(doubtful.begin(), likely.begin(), likely.end());
+    likely.clear();
+  }
+  if (likely.empty() && doubtful.empty()) return false;
+  if (image->repositories.empty()) learning.likely = likely;
+  checkers_->Run([this, manifest, likely = std::move(likely), doubtful = std::move(doubtful)] {
     CheckRepositories(manifest, likely, doubtful);
   });
+  return true;
 }
 
 void LearnedBlobsImpl::CheckRepositories(const base::Digest& manifest, const std::vector<std::string>& likely,
@@ -227,7 +269,8 @@ void LearnedBlobsImpl::CheckRepositories(const base::Digest& manifest, const std
   std::vector<std::string> good;
   std::vector<std::string> unanswered;
   const auto has_it = [&](const std::string& repository, bool keep) {
-    const absl::Status status = options_.check(absl::StrCat(repository, "@", manifest.ToString()));
+    if (stop_->cancelled()) return false;
+    const absl::Status status = options_.check(absl::StrCat(repository, "@", manifest.ToString()), stop_);
     if (status.ok()) good.push_back(repository);
     if (!status.ok() && !IsRefused(status) && keep) unanswered.push_back(repository);
     return status.ok();
@@ -238,21 +281,39 @@ void LearnedBlobsImpl::CheckRepositories(const base::Digest& manifest, const std
     break;
   }
   for (size_t i = 0; good.empty() && i < doubtful.size(); ++i) has_it(doubtful[i], false);
-  good.insert(good.end(), unanswered.begin(), unanswered.end());
-  SetRepositories(manifest, good, true);
-  if (good.empty()) DropUnsourced(manifest);
+  if (stop_->cancelled()) return;
+  SetRepositories(manifest, std::move(good), unanswered);
 }
 
-void LearnedBlobsImpl::SetRepositories(const base::Digest& manifest,
-                                       const std::vector<std::string>& repositories, bool settled) {
+void LearnedBlobsImpl::SetRepositories(const base::Digest& manifest, std::vector<std::string> good,
+                                       const std::vector<std::string>& unanswered) {
+  std::vector<base::Digest> held;
+  bool believed = false;
   {
     absl::MutexLock lock(&mutex_);
     LearnedImage* const image = images_.Find(manifest);
     if (image == nullptr) return;
-    image->repositories = repositories;
-    learning_[manifest].settled = settled;
+    Learning& learning = learning_[manifest];
+    believed = !learning.likely.empty();
+    learning.asking = false;
+    learning.settled = true;
+    learning.likely.clear();
+    learning.doubt = good.empty() && unanswered.empty();
+    if (good.empty()) {
+      if (image->repositories.empty()) learning.likely = unanswered;
+    } else {
+      AddOnce(unanswered, &good);
+      AddOnce(image->repositories, &good);  // who had it once may let nobody in for a moment
+      image->repositories = std::move(good);
+      for (const oci::Descriptor& layer : image->layers) {
+        const auto found = blobs_.find(layer.digest);
+        if (found != blobs_.end() && found->second.record.held) held.push_back(layer.digest);
+      }
+    }
   }
+  if (believed) DropUnsourced(manifest);
   SaveImage(manifest);
+  for (const base::Digest& digest : held) SaveBlob(digest);
 }
 
 void LearnedBlobsImpl::SaveImage(const base::Digest& manifest) {

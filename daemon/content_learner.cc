@@ -38,7 +38,10 @@ absl::StatusOr<std::unique_ptr<ContentLearner>> ContentLearner::Create(ContentLe
   blobs.log = learner->options_.log;
   blobs.namespaces = &learner->namespaces_;
   blobs.hosts = [it = learner.get()](const std::string& name) { return it->HostsNamed(name); };
-  blobs.check = [it = learner.get()](const std::string& reference) { return it->HasManifest(reference); };
+  blobs.check = [it = learner.get()](const std::string& reference,
+                                     const std::shared_ptr<base::CancelToken>& cancel) {
+    return it->HasManifest(reference, cancel);
+  };
   ASSIGN_OR_RETURN(learner->blobs_, contentservice::LearnedBlobs::Open(std::move(blobs)));
   return learner;
 }
@@ -65,10 +68,12 @@ std::vector<std::string> ContentLearner::HostsNamed(const std::string& name) {
   return hosts;
 }
 
-absl::Status ContentLearner::HasManifest(const std::string& reference) {
+absl::Status ContentLearner::HasManifest(const std::string& reference,
+                                         const std::shared_ptr<base::CancelToken>& cancel) {
   ASSIGN_OR_RETURN(const oci::Reference parsed, oci::ParseReference(reference));
   registry::CallContext context;
   context.deadline = base::SystemClock().Monotonic() + kManifestPatience;
+  context.cancel = cancel;
   return options_.client->HeadManifest(parsed, context).status();
 }
 

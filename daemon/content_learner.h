@@ -52,7 +52,7 @@ class ContentLearner final : public snapshotter::LearnedChains {
  private:
   explicit ContentLearner(ContentLearnerOptions options)
       : options_(std::move(options)), namespaces_(options_.containerd) {}
-  absl::Status HasManifest(const std::string& reference);
+  absl::Status HasManifest(const std::string& reference, const std::shared_ptr<base::CancelToken>& cancel);
 
   const ContentLearnerOptions options_;
   ContainerdNamespaces namespaces_;

@@ -54,8 +54,7 @@ void SnapshotterImpl::NoteNotLazy(const std::string& layer, const std::string& r
 }
 
 absl::StatusOr<std::optional<LayerClaim>> SnapshotterImpl::FindClaim(const Request& request,
-                                                                     const std::string& chain,
-                                                                     const std::vector<Record>& known) {
+                                                                     const std::string& chain) {
   absl::StatusOr<std::optional<LayerClaim>> parsed = ParseClaim(request.labels);
   if (absl::IsInvalidArgument(parsed.status())) return parsed;
   if (!parsed.ok()) {
@@ -76,11 +75,6 @@ absl::StatusOr<std::optional<LayerClaim>> SnapshotterImpl::FindClaim(const Reque
   if (claims.empty()) {
     NoteNotLazy(chain, "", "no-reference", WhyNoClaim(request.labels));
     return std::nullopt;
-  }
-  for (LayerClaim& claim : claims) {
-    for (const Record& record : known) {
-      if (record.layer->layer == claim.layer) return std::move(claim);
-    }
   }
   NoteNotLazy(chain, claims.front().reference, "chain-ambiguous",
               absl::StrCat("layers ", claims[0].layer.ToString(), " and ", claims[1].layer.ToString(),
@@ -104,7 +98,7 @@ std::optional<absl::Status> SnapshotterImpl::TryLazy(const Request& request, con
     return absl::OkStatus();
   });
   if (!status.ok()) return status;
-  absl::StatusOr<std::optional<LayerClaim>> found = FindClaim(request, ref->second, known);
+  absl::StatusOr<std::optional<LayerClaim>> found = FindClaim(request, ref->second);
   if (!found.ok()) return found.status();
   if (!found->has_value()) return std::nullopt;
   const LayerClaim& claim = **found;

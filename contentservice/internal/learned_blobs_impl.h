@@ -24,9 +24,6 @@
 
 namespace lazyblob::contentservice {
 
-// Whether asking again is of no use: the registry does not have it, or does not give it.
-bool IsMissing(const absl::Status& status);
-
 class LearnedBlobsImpl final : public LearnedBlobs {
  public:
   LearnedBlobsImpl(LearnedBlobsOptions options, std::unique_ptr<LazyRecords> records);
@@ -42,6 +39,7 @@ class LearnedBlobsImpl final : public LearnedBlobs {
 
   absl::StatusOr<Info> Find(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<Info> Listed() override ABSL_LOCKS_EXCLUDED(mutex_);
+  std::vector<Info> MayBeHeld() override ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status SetLabels(const base::Digest& digest, const Labels& labels, absl::Time updated) override
       ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Forget(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
@@ -50,21 +48,25 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   void Committed(const base::Digest& digest, uint64_t size, const std::string& ref) override
       ABSL_LOCKS_EXCLUDED(mutex_);
   void Deleted(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
+  void Lost(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   // A layer that some image has, or that was held.
   struct Blob {
     LazyRecord record;                 // its repositories are those of the time when it was held
     bool whole = false;                // committed to the store by a client: no lazy blob
+    bool contradictory = false;        // images tell different sizes of it
     bool expected = false;             // somebody looks whether a namespace holds it
     std::vector<std::string> handled;  // the repositories that the content store knows
   };
   // What is being found out of an image.
   struct Learning {
-    bool settled = false;  // nobody is to wait for more
-    bool asking = false;
-    absl::Duration until;  // monotonic; then it is settled anyway
-    absl::Duration wait;   // before the next question
+    bool settled = false;             // nobody is to wait for more
+    bool asking = false;              // until registries have answered, too
+    absl::Duration until;             // monotonic; then it is settled anyway
+    absl::Duration wait;              // before the next question
+    std::vector<std::string> likely;  // repositories that are believed as long as they have not answered
+    bool doubt = false;  // none is believed before it has answered: they did not give the manifest
   };
 
   // learning.cc
@@ -80,17 +82,24 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   void AskAtOnce(const LearnedImage& image) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<std::vector<LabelledSource>> ReadSources(const base::Digest& manifest,
                                                           const std::set<std::string>& namespaces);
-  void FoundSources(const base::Digest& manifest, const std::vector<LabelledSource>& sources)
+  // Whether registries are being asked.
+  bool FoundSources(const base::Digest& manifest, const std::vector<LabelledSource>& sources)
       ABSL_LOCKS_EXCLUDED(mutex_);
   // `doubtful`: used only when they turn out to have the manifest.
   void CheckRepositories(const base::Digest& manifest, const std::vector<std::string>& likely,
                          const std::vector<std::string>& doubtful) ABSL_LOCKS_EXCLUDED(mutex_);
-  void SetRepositories(const base::Digest& manifest, const std::vector<std::string>& repositories,
-                       bool settled) ABSL_LOCKS_EXCLUDED(mutex_);
+  void SetRepositories(const base::Digest& manifest, std::vector<std::string> good,
+                       const std::vector<std::string>& unanswered) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What images say of the layer: the first of them, until it is held, and whether all say the same.
+  void CompareImages(const base::Digest& layer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SaveImage(const base::Digest& manifest) ABSL_LOCKS_EXCLUDED(mutex_, records_mutex_);
 
   // lazy_blobs.cc
-  std::vector<std::string> Repositories(const Blob& blob) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // `checked`: without those that have not been asked for the manifest.
+  std::vector<std::string> Repositories(const Blob& blob, bool checked = false)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether it is a lazy blob for clients.
+  bool Known(const Blob& blob) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Undecided(const base::Digest& digest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Undecided(const base::Digest& chain, const base::Digest& diff_id)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -114,6 +123,8 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   // Layers of an image that was believed to be somewhere, for a moment: a client may have shared them.
   void DropUnsourced(const base::Digest& manifest) ABSL_LOCKS_EXCLUDED(mutex_);
   void DropLater(const base::Digest& digest, Blob* blob) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StartDropping(const base::Digest& digest) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Until no namespace holds it, or it turns out to be here or to have a source.
   void Drop(const base::Digest& digest, absl::Duration wait) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const LearnedBlobsOptions options_;
@@ -126,10 +137,14 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   std::map<base::Digest, Blob> blobs_ ABSL_GUARDED_BY(mutex_);
   // Holds to come, of namespace and blob.
   std::set<std::pair<std::string, base::Digest>> holding_ ABSL_GUARDED_BY(mutex_);
-  size_t documents_ ABSL_GUARDED_BY(mutex_) = 0;  // that are being looked at, or will be
+  size_t documents_ ABSL_GUARDED_BY(mutex_) = 0;            // that are being looked at, or will be
+  std::vector<base::Digest> lost_ ABSL_GUARDED_BY(mutex_);  // before Start
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
-  // Last, so that their threads end first. What reads labels does not wait behind what writes.
+  const std::shared_ptr<base::CancelToken> stop_ = std::make_shared<base::CancelToken>();
+  // Last, so that their threads end first. What reads labels does not wait behind what writes, and neither
+  // behind registries.
   std::unique_ptr<TimedTasks> learners_;
+  std::unique_ptr<TimedTasks> checkers_;
   std::unique_ptr<TimedTasks> holders_;
 };
 

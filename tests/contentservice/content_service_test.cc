@@ -261,6 +261,13 @@ TEST_F(ContentServiceTest, TheLaterOfTwoWritersOfABlobLearnsThatItExists) {
   EXPECT_THAT(*client_->ListStatuses(), IsEmpty());
 }
 
+TEST_F(ContentServiceTest, BytesInHandAreTakenThoughTheBlobIsKnownLazily) {
+  auto writer = Open("r", lazy_.made.bytes.size());
+  ASSERT_TRUE(writer->Write(lazy_.made.bytes).ok());
+  EXPECT_TRUE(writer->Commit(lazy_.made.bytes.size(), lazy_.made.digest).ok());
+  EXPECT_EQ(client_->Read(lazy_.made.digest).value_or(""), lazy_.made.bytes) << "without asking anybody";
+}
+
 TEST_F(ContentServiceTest, AClientThatGoesAwayLeavesAnIngestToGoOnWith) {
   const Made made = MakeBlob(100);
   auto writer = Open("r", 100, made.digest);
@@ -293,6 +300,23 @@ TEST_F(ContentServiceTest, AReadUnderWayOutlivesADelete) {
   while (stream->Read(&response)) bytes += response.data();
   EXPECT_TRUE(stream->Finish().ok());
   EXPECT_TRUE(bytes == made.bytes);
+}
+
+TEST_F(ContentServiceTest, WritersDoNotWaitForReadsOfHeldBlobs) {
+  const Made made = Held(8 << 20);  // more than fits what a connection takes unread
+  suite::api::ReadContentRequest request;
+  request.set_digest(made.digest);
+  suite::api::ReadContentResponse response;
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<suite::api::ReadContentResponse>>> streams;
+  for (int i = 0; i < kIoThreads; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    streams.push_back(client_->stub().Read(contexts.back().get(), request));
+    ASSERT_TRUE(streams.back()->Read(&response));
+  }
+  EXPECT_TRUE(client_->WriteBlob("r", MakeBlob(10).bytes).ok());
+  for (auto& context : contexts) context->TryCancel();
+  for (auto& stream : streams) EXPECT_FALSE(stream->Finish().ok());
 }
 
 TEST_F(ContentServiceTest, AHundredWaitingReadsOfALazyBlobDelayNothingElse) {

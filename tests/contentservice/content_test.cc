@@ -174,6 +174,30 @@ TEST_F(ContentTest, AnswersFromMemoryWhileTheDatabaseIsBusy) {
   EXPECT_THAT(Listed(), SizeIs(2));
 }
 
+TEST_F(ContentTest, ABlobIsWrittenAgainWhileTheDeletionOfAnotherWaits) {
+  ASSERT_TRUE(Write("a", "a").ok());
+  ASSERT_TRUE(Write("b", "b").ok());
+  absl::Notification stuck, go_on;
+  base::ScopedFault fault("content/update/begin", [&] {
+    stuck.Notify();
+    go_on.WaitForNotification();
+    return absl::OkStatus();
+  });
+  std::thread update([&] {
+    Info info;
+    info.digest = base::Digest::Of("a");
+    info.labels = {{"k", "v"}};
+    content_->Update(info, {}).IgnoreError();
+  });
+  stuck.WaitForNotification();
+  EXPECT_TRUE(content_->Delete(base::Digest::Of("a")).ok());
+  EXPECT_TRUE(content_->Delete(base::Digest::Of("b")).ok());
+  EXPECT_TRUE(Write("again", "b").ok());
+  EXPECT_THAT(Listed(), ElementsAre(base::Digest::Of("b").ToString()));
+  go_on.Notify();
+  update.join();
+}
+
 TEST_F(ContentTest, RecordsAndFilesAreABlobOnlyTogether) {
   for (const char* bytes : {"whole", "no file", "cut"}) ASSERT_TRUE(Write("ref", bytes).ok());
   content_.reset();
@@ -211,6 +235,11 @@ class FakeLazy final : public LazyBlobs {
     }
     return infos;
   }
+  std::vector<Info> MayBeHeld() override {
+    std::vector<Info> infos;
+    for (const auto& [digest, blob] : blobs_) infos.push_back(blob.info);
+    return infos;
+  }
   absl::Status SetLabels(const base::Digest& digest, const Labels& labels, absl::Time updated) override {
     blobs_.at(digest).info.labels = labels;
     blobs_.at(digest).info.updated = updated;
@@ -221,6 +250,7 @@ class FakeLazy final : public LazyBlobs {
   }
   absl::StatusOr<size_t> Read(const base::Digest& digest, uint64_t offset, absl::Span<uint8_t> out,
                               const std::shared_ptr<base::CancelToken>&) override {
+    if (!blobs_.contains(digest)) return absl::NotFoundError("not lazy");
     const std::string& bytes = blobs_.at(digest).bytes;
     return bytes.copy(reinterpret_cast<char*>(out.data()), std::min(out.size(), size_t{100}), offset);
   }
@@ -229,6 +259,9 @@ class FakeLazy final : public LazyBlobs {
   }
   void Deleted(const base::Digest& digest) override {
     events_.push_back(absl::StrCat("deleted ", digest.hex().substr(0, 4)));
+  }
+  void Lost(const base::Digest& digest) override {
+    events_.push_back(absl::StrCat("lost ", digest.hex().substr(0, 4)));
   }
   struct Known {
     Info info;
@@ -290,6 +323,36 @@ TEST_F(LazyContentTest, ASourceThatEndsEarlyIsAnError) {
   EXPECT_TRUE(absl::IsDataLoss(Read(base::Digest::Of("bytes")).status()));
 }
 
+TEST_F(LazyContentTest, ALazyReadGoesOnInWhatWasCommittedMeanwhile) {
+  const std::string bytes = Blob(1000);
+  const base::Digest digest = base::Digest::Of(bytes);
+  lazy_.Add(bytes, true);
+  std::string read;
+  const absl::Status status = content_->Read(
+      digest, 10, 500,
+      [&](absl::Span<const uint8_t> piece) {
+        if (read.empty()) {
+          EXPECT_TRUE(Write("ns/1/ref", bytes).ok());
+          lazy_.blobs_.erase(digest);
+        }
+        read.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+        return absl::OkStatus();
+      },
+      nullptr);
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(read, bytes.substr(10, 500));
+}
+
+TEST_F(LazyContentTest, BlobsWhoseFilesAreLostAreTold) {
+  ASSERT_TRUE(Write("ref", "no file").ok());
+  const base::Digest digest = base::Digest::Of("no file");
+  content_.reset();
+  ASSERT_EQ(unlink(PathOf(digest).c_str()), 0);
+  lazy_.events_.clear();
+  Open();
+  EXPECT_THAT(lazy_.events_, ElementsAre("lost " + digest.hex().substr(0, 4)));
+}
+
 class ImportTest : public LazyContentTest {
  protected:
   // A blob in a store of containerd's kind.
@@ -336,6 +399,7 @@ TEST_F(ImportTest, ABlobThatIsNotWhatItsNameSaysIsDroppedWhenItIsReadFirst) {
   EXPECT_EQ(content_->GetInfo(digest)->size, 5u);
   const absl::Status status = Read(digest, 0, 1).status();
   EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+  EXPECT_THAT(lazy_.events_, ElementsAre("lost " + digest.hex().substr(0, 4)));
   EXPECT_TRUE(absl::IsNotFound(Read(digest).status()));
   EXPECT_TRUE(Write("ref", "right").ok());
   EXPECT_EQ(Read(digest).value(), "right");
@@ -378,6 +442,15 @@ TEST_F(ImportTest, ExportGivesAStoreThatCanBeImported) {
   EXPECT_EQ(Import(*content_, out)->blobs, 2u);
   EXPECT_EQ(Read(base::Digest::Of(lazy)).value(), lazy);
   EXPECT_TRUE(Export(*content_, dir_.File("third"), /*unlazy=*/false, nullptr).ok());
+}
+
+TEST_F(ImportTest, ExportLeavesOutNoLazyBlobThatMayBeHeld) {
+  lazy_.Add("not listed", false);
+  EXPECT_TRUE(
+      absl::IsFailedPrecondition(Export(*content_, dir_.File("out"), /*unlazy=*/false, nullptr).status()));
+  const auto result = Export(*content_, dir_.File("out"), /*unlazy=*/true, nullptr);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->lazy, ElementsAre(base::Digest::Of("not listed")));
 }
 
 TEST_F(ImportTest, ThousandsOfBlobsAreImportedAndListedQuickly) {

@@ -264,5 +264,17 @@ TEST_F(IngestTest, ACommitThatCannotBeRecordedLeavesTheIngest) {
   EXPECT_EQ(Read(base::Digest::Of("bytes")).value(), "bytes");
 }
 
+TEST_F(IngestTest, WhatWasSyncedBeforeANewBeginningIsNotBelievedAfterIt) {
+  Leave("ref", "synced");
+  const std::string record =
+      absl::StrCat(options_.root, "/ingest/", base::Digest::Of("ref").hex(), "/ingest.json");
+  ASSERT_THAT(base::ReadFile(record, 4096).value(), HasSubstr(R"("synced":6)"));
+  auto writer = Begin("ref");
+  ASSERT_TRUE(writer->Truncate(0).ok());
+  EXPECT_THAT(base::ReadFile(record, 4096).value(), HasSubstr(R"("synced":0)"));
+  ASSERT_TRUE(content_->Abort("ref").ok());
+  EXPECT_TRUE(writer->Truncate(0).ok()) << "only its Commit fails";
+}
+
 }  // namespace
 }  // namespace lazyblob::contentservice
