@@ -83,6 +83,13 @@ class ExporterServiceTest : public ::testing::Test {
     request.add_destinations(registry_.host() + "/app:1");
     return request;
   }
+  void RequireLogin() {
+    support::AuthOptions auth;
+    auth.kind = support::AuthOptions::Kind::kBasic;
+    auth.username = good_.username;
+    auth.password = good_.password;
+    registry_.SetAuth(auth);
+  }
   // What it comes to, and its events.
   absl::Status Export(const v1::ExportRequest& request, std::vector<v1::ExportEvent>* events) {
     grpc::ClientContext context;
@@ -108,6 +115,7 @@ class ExporterServiceTest : public ::testing::Test {
     return stub_->Cancel(&context, request, &response).error_code();
   }
 
+  const registry::Credentials good_{"user", "secret", "", ""};
   support::TempDir directory_;
   support::TestRegistry registry_;
   const std::shared_ptr<Given> of_mounts_ = std::make_shared<Given>();
@@ -159,27 +167,31 @@ TEST_F(ExporterServiceTest, AnExportIsListedUntilItIsCancelledAndLeavesNoSession
   EXPECT_FALSE(registry_.Manifest("app", "1").has_value());
 }
 
-TEST_F(ExporterServiceTest, AnExportHasItsOwnCredentialsOrTheAdministratorsNeverThoseOfMounts) {
-  support::AuthOptions auth;
-  auth.kind = support::AuthOptions::Kind::kBasic;
-  auth.username = "user";
-  auth.password = "secret";
-  registry_.SetAuth(auth);
-  const registry::Credentials good{"user", "secret", "", ""};
-  of_mounts_->credentials = good;
-  v1::ExportRequest request = OneLayer();
+TEST_F(ExporterServiceTest, AnExportNeverHasTheCredentialsOfMounts) {
+  RequireLogin();
+  of_mounts_->credentials = good_;
   std::vector<v1::ExportEvent> events;
-  EXPECT_TRUE(absl::IsUnauthenticated(Export(request, &events)));
+  EXPECT_TRUE(absl::IsUnauthenticated(Export(OneLayer(), &events)));
+}
+
+TEST_F(ExporterServiceTest, AnExportHasTheCredentialsOfItsFile) {
+  RequireLogin();
   const std::string file = directory_.File("config.json");
-  ASSERT_TRUE(
-      base::WriteFileAtomically(file, absl::StrCat(R"({"auths":{")", registry_.host(), R"(":{"auth":")",
-                                                   absl::Base64Escape("user:secret"), "\"}}}"))
-          .ok());
+  const std::string user = absl::Base64Escape("user:secret");
+  const std::string config =
+      absl::StrCat(R"({"auths":{")", registry_.host(), R"(":{"auth":")", user, "\"}}}");
+  ASSERT_TRUE(base::WriteFileAtomically(file, config).ok());
+  v1::ExportRequest request = OneLayer();
   request.mutable_access()->set_docker_config(file);
-  EXPECT_TRUE(Export(request, &events).ok());
-  request.mutable_access()->clear_docker_config();
-  configured_->credentials = good;
-  EXPECT_TRUE(Export(request, &events).ok());
+  std::vector<v1::ExportEvent> events;
+  EXPECT_EQ(Export(request, &events), absl::OkStatus());
+}
+
+TEST_F(ExporterServiceTest, AnExportWithoutAFileHasTheAdministratorsCredentials) {
+  RequireLogin();
+  configured_->credentials = good_;
+  std::vector<v1::ExportEvent> events;
+  EXPECT_EQ(Export(OneLayer(), &events), absl::OkStatus());
 }
 
 TEST_F(ExporterServiceTest, AnExportWhoseClientDoesNotReadGoesOn) {
