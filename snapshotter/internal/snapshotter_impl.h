@@ -90,10 +90,9 @@ class SnapshotterImpl final : public Snapshotter {
                            const std::vector<MappedLower>& mapped, int64_t* id);
   // lazy.cc. nullopt: the layer is not lazy, which has been noted; else what Prepare answers.
   std::optional<absl::Status> TryLazy(const Request& request, const Base& base);
-  // The layer that the labels name, or that its chain is known to be; `known` are the lazy snapshots of that
-  // chain and parent. nullopt: none, which has been noted.
-  absl::StatusOr<std::optional<LayerClaim>> FindClaim(const Request& request, const std::string& chain,
-                                                      const std::vector<Record>& known);
+  // The layer that the labels name, or the only one that its chain is known to be of. nullopt: none, which
+  // has been noted.
+  absl::StatusOr<std::optional<LayerClaim>> FindClaim(const Request& request, const std::string& chain);
   // `dead`: the lazy snapshot of this layer whose mount is replaced; 0: there is none.
   std::optional<absl::Status> CommitLazily(const Request& request, const Base& base, const LayerClaim& claim,
                                            const LayerMount& mounted, int64_t dead);
