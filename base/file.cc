@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -110,6 +111,18 @@ absl::Status PreadFull(int fd, uint64_t offset, absl::Span<uint8_t> out) {
     offset += static_cast<uint64_t>(n);
   }
   return absl::OkStatus();
+}
+
+bool TryPreadFull(int fd, uint64_t offset, absl::Span<uint8_t> out) {
+  while (!out.empty()) {
+    const iovec part = {out.data(), out.size()};
+    const ssize_t n =
+        RetryEintr([&] { return preadv2(fd, &part, 1, static_cast<off_t>(offset), RWF_NOWAIT); });
+    if (n <= 0) return false;
+    out.remove_prefix(static_cast<size_t>(n));
+    offset += static_cast<uint64_t>(n);
+  }
+  return true;
 }
 
 absl::Status PwriteFull(int fd, uint64_t offset, absl::Span<const uint8_t> data) {

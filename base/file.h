@@ -50,6 +50,9 @@ absl::StatusOr<UniqueFd> OpenNamelessFile(const std::string& directory);
 
 // Reads exactly out.size() bytes at `offset`; OutOfRange when the file ends before.
 absl::Status PreadFull(int fd, uint64_t offset, absl::Span<uint8_t> out);
+// The same without waiting for a disk: false where bytes are not in the page cache, or the file system cannot
+// tell; `out` is undefined then.
+bool TryPreadFull(int fd, uint64_t offset, absl::Span<uint8_t> out);
 // Writes all of `data` at `offset`.
 absl::Status PwriteFull(int fd, uint64_t offset, absl::Span<const uint8_t> data);
 // Writes all of `data` at the descriptor's position.

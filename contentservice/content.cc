@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <deque>
 #include <optional>
 #include <set>
 #include <utility>
@@ -33,6 +34,7 @@ namespace {
 constexpr uint64_t kPiece = 1 << 20;
 constexpr size_t kAdoptedPerTransaction = 512;
 constexpr size_t kDeletedPerTransaction = 64;  // whoever writes one of them again waits for all
+constexpr size_t kOpenFiles = 64;              // of held blobs, between reads
 constexpr base::DigestAlgorithm kAlgorithms[] = {base::DigestAlgorithm::kSha256,
                                                  base::DigestAlgorithm::kSha512};
 
@@ -47,6 +49,7 @@ class LocalContent final : public Content {
   absl::Status Start();
 
   absl::StatusOr<Info> GetInfo(const base::Digest& digest) override;
+  std::optional<Info> TryInfo(const base::Digest& digest) override;
   absl::StatusOr<Info> Update(const Info& info, const std::vector<std::string>& paths) override;
   absl::Status List(const std::vector<std::string>& filters,
                     absl::FunctionRef<absl::Status(const Info&)> visit) override;
@@ -56,6 +59,7 @@ class LocalContent final : public Content {
   absl::Status Delete(const base::Digest& digest) override;
   absl::Status Read(const base::Digest& digest, uint64_t offset, uint64_t size, ReadSink sink,
                     const std::shared_ptr<base::CancelToken>& cancel) override;
+  bool TryRead(const base::Digest& digest, uint64_t offset, uint64_t size, ReadRoom room) override;
   absl::StatusOr<std::unique_ptr<Writer>> OpenWriter(const std::string& ref, uint64_t total,
                                                      const base::Digest& expected) override;
   absl::StatusOr<IngestStatus> Status(const std::string& ref) override { return ingests_->Status(ref); }
@@ -72,6 +76,7 @@ class LocalContent final : public Content {
   struct Held {
     std::shared_ptr<const Info> info;  // shared with the walks under way
     bool verified = true;
+    std::shared_ptr<const base::UniqueFd> file = nullptr;  // if open; shared with reads under way
   };
   // The right to change what is held of one digest. Deletions under way are waited for.
   class Reservation {
@@ -101,6 +106,8 @@ class LocalContent final : public Content {
   bool Drop(const base::Digest& digest) ABSL_LOCKS_EXCLUDED(mutex_);
   void RemoveDropped() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Verify(const base::Digest& digest, const std::shared_ptr<base::CancelToken>& cancel);
+  absl::StatusOr<std::shared_ptr<const base::UniqueFd>> OpenHeld(const base::Digest& digest)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status ReadHeld(const Info& info, uint64_t offset, uint64_t size, ReadSink sink,
                         const std::shared_ptr<base::CancelToken>& cancel);
   absl::Status ReadLazy(const Info& info, uint64_t offset, uint64_t size, ReadSink sink,
@@ -112,6 +119,7 @@ class LocalContent final : public Content {
   std::unique_ptr<Ingests> ingests_;
   absl::Mutex mutex_;  // nothing is waited for or written under it
   std::map<base::Digest, Held> held_ ABSL_GUARDED_BY(mutex_);
+  std::deque<base::Digest> opened_ ABSL_GUARDED_BY(mutex_);  // whose files are open, oldest first
   absl::flat_hash_set<base::Digest> reserved_ ABSL_GUARDED_BY(mutex_);
   std::set<base::Digest> dropped_ ABSL_GUARDED_BY(mutex_);  // not held any more; record and file remain
   bool removing_ ABSL_GUARDED_BY(mutex_) = false;
@@ -254,6 +262,11 @@ absl::StatusOr<Info> LocalContent::GetInfo(const base::Digest& digest) {
   return options_.lazy != nullptr ? options_.lazy->Find(digest) : NoSuchBlob(digest);
 }
 
+std::optional<Info> LocalContent::TryInfo(const base::Digest& digest) {
+  if (std::optional<Held> held = Find(digest)) return *held->info;
+  return options_.lazy != nullptr ? options_.lazy->TryFind(digest) : std::nullopt;
+}
+
 absl::StatusOr<Info> LocalContent::Update(const Info& info, const std::vector<std::string>& paths) {
   Reservation reservation(this, info.digest);
   const std::optional<Held> held = Find(info.digest);
@@ -365,11 +378,37 @@ absl::Status LocalContent::Read(const base::Digest& digest, uint64_t offset, uin
   return held ? ReadHeld(info, offset, size, sink, cancel) : ReadLazy(info, offset, size, sink, cancel);
 }
 
+bool LocalContent::TryRead(const base::Digest& digest, uint64_t offset, uint64_t size, ReadRoom room) {
+  const std::optional<Held> held = Find(digest);
+  if (!held) return options_.lazy != nullptr && options_.lazy->TryRead(digest, offset, size, room);
+  if (!held->verified || held->file == nullptr || offset >= held->info->size) return false;
+  uint64_t left = held->info->size - offset;
+  if (size != 0) left = std::min(left, size);
+  const absl::Span<uint8_t> out = room(left);
+  return !out.empty() && base::TryPreadFull(held->file->get(), offset, out);
+}
+
+absl::StatusOr<std::shared_ptr<const base::UniqueFd>> LocalContent::OpenHeld(const base::Digest& digest) {
+  if (std::optional<Held> held = Find(digest); held && held->file != nullptr) return held->file;
+  absl::StatusOr<base::UniqueFd> opened = base::OpenFile(PathOf(digest), O_RDONLY | O_NOFOLLOW);
+  if (absl::IsNotFound(opened.status())) return NoSuchBlob(digest);  // deleted a moment ago
+  RETURN_IF_ERROR(opened.status());
+  auto file = std::make_shared<const base::UniqueFd>(*std::move(opened));
+  absl::MutexLock lock(&mutex_);
+  const auto found = held_.find(digest);
+  if (found == held_.end() || found->second.file != nullptr) return file;
+  found->second.file = file;
+  opened_.push_back(digest);
+  if (opened_.size() > kOpenFiles) {
+    if (const auto oldest = held_.find(opened_.front()); oldest != held_.end()) oldest->second.file.reset();
+    opened_.pop_front();
+  }
+  return file;
+}
+
 absl::Status LocalContent::ReadHeld(const Info& info, uint64_t offset, uint64_t size, ReadSink sink,
                                     const std::shared_ptr<base::CancelToken>& cancel) {
-  const auto file = base::OpenFile(PathOf(info.digest), O_RDONLY | O_NOFOLLOW);
-  if (absl::IsNotFound(file.status())) return NoSuchBlob(info.digest);  // deleted a moment ago
-  RETURN_IF_ERROR(file.status());
+  ASSIGN_OR_RETURN(const auto file, OpenHeld(info.digest));
   std::vector<uint8_t> buffer(std::min(kPiece, size));
   for (const uint64_t end = offset + size; offset < end;) {
     if (cancel != nullptr && cancel->cancelled()) return absl::CancelledError("the read was cancelled");
@@ -389,8 +428,7 @@ absl::Status LocalContent::ReadLazy(const Info& info, uint64_t offset, uint64_t 
   for (const uint64_t end = offset + size; offset < end;) {
     const absl::Span<uint8_t> out(buffer.data(), std::min<uint64_t>(buffer.size(), end - offset));
     const absl::StatusOr<size_t> read = options_.lazy->Read(info.digest, offset, out, cancel);
-    // Committed meanwhile.
-    if (absl::IsNotFound(read.status()) && Find(info.digest)) {
+    if (absl::IsNotFound(read.status()) && Find(info.digest)) {  // committed meanwhile
       return Read(info.digest, offset, end - offset, sink, cancel);
     }
     ASSIGN_OR_RETURN(const size_t n, read);

@@ -12,6 +12,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,9 @@ struct IngestStatus {
 // Bytes of a blob, in order; its error ends the read.
 using ReadSink = absl::FunctionRef<absl::Status(absl::Span<const uint8_t>)>;
 
+// Room for that many bytes; empty: that is more than is wanted.
+using ReadRoom = absl::FunctionRef<absl::Span<uint8_t>(uint64_t)>;
+
 // One ingest in somebody's hands; one thread at a time. Destroyed, it stays, and can be opened again.
 class Writer {
  public:
@@ -71,6 +75,8 @@ class LazyBlobs {
   virtual ~LazyBlobs() = default;
   // NotFound: not a lazy blob, or one whose sources turned out not to have it.
   virtual absl::StatusOr<Info> Find(const base::Digest& digest) = 0;
+  // The same at once; nullopt where Find might wait, or fails.
+  virtual std::optional<Info> TryFind(const base::Digest&) { return std::nullopt; }
   // Those that a namespace of containerd holds; containerd would collect all others.
   virtual std::vector<Info> Listed() = 0;
   // All that a namespace may hold: those that nobody has looked for yet, too.
@@ -82,6 +88,8 @@ class LazyBlobs {
   // end. The last bytes are given out only when the digest of the whole is right.
   virtual absl::StatusOr<size_t> Read(const base::Digest& digest, uint64_t offset, absl::Span<uint8_t> out,
                                       const std::shared_ptr<base::CancelToken>& cancel) = 0;
+  // As Content::TryRead.
+  virtual bool TryRead(const base::Digest&, uint64_t, uint64_t, ReadRoom) { return false; }
   // A blob was committed to the store through `ref` ("<namespace>/<number>/<reference>" where containerd
   // wrote it). Quick, as it is called before the commit is answered: containerd holds its database lock.
   virtual void Committed(const base::Digest& digest, uint64_t size, const std::string& ref) = 0;
@@ -108,6 +116,8 @@ class Content {
 
   // From memory; lazy blobs too.
   virtual absl::StatusOr<Info> GetInfo(const base::Digest& digest) = 0;
+  // The same at once; nullopt where GetInfo might wait for something to be learned, or fails.
+  virtual std::optional<Info> TryInfo(const base::Digest&) { return std::nullopt; }
   // `paths`: "labels", "labels.<key>"; none: all labels. An empty value deletes a key. InvalidArgument: any
   // other path.
   virtual absl::StatusOr<Info> Update(const Info& info, const std::vector<std::string>& paths) = 0;
@@ -124,6 +134,11 @@ class Content {
   // what its name says.
   virtual absl::Status Read(const base::Digest& digest, uint64_t offset, uint64_t size, ReadSink sink,
                             const std::shared_ptr<base::CancelToken>& cancel) = 0;
+
+  // The bytes of [offset, offset+size), cut at the end of the blob (size 0: to it), where all of them are in
+  // memory, and `room` has room: for threads that must not wait. False: ask Read, which can, and knows
+  // errors.
+  virtual bool TryRead(const base::Digest&, uint64_t, uint64_t, ReadRoom) { return false; }
 
   // Begins or resumes an ingest; what is there is hashed again. One that began with another total begins
   // anew; `expected` may be told late, or another. AlreadyExists: the blob `expected` is there. Unavailable:

@@ -67,6 +67,22 @@ class ReadStream final : public grpc::ServerWriteReactor<api::ReadContentRespons
  public:
   explicit ReadStream(Content* content) : content_(*content) {}
 
+  // What one message takes, where nothing has to be waited for.
+  bool RunAtOnce(const base::Digest& digest, uint64_t offset, uint64_t size) {
+    const auto room = [this](uint64_t bytes) -> absl::Span<uint8_t> {
+      if (bytes > kReadPiece) return {};
+      message_.mutable_data()->resize(bytes);
+      return {reinterpret_cast<uint8_t*>(message_.mutable_data()->data()), bytes};
+    };
+    if (!content_.TryRead(digest, offset, size, room)) {
+      message_.Clear();
+      return false;
+    }
+    message_.set_offset(ClampToWire(offset));
+    StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
+    return true;
+  }
+
   // On a thread of the service's. The stream may be gone on return.
   void Run(const base::Digest& digest, uint64_t offset, uint64_t size) {
     absl::Status status = Guard([&] { return Send(digest, offset, size); });
@@ -249,7 +265,15 @@ class Service final : public ContentService, public api::Content::CallbackServic
   explicit Service(Content* content) : content_(content) {}
   grpc::Service* service() override { return this; }
 
-  Reactor* Info(Context*, const api::InfoRequest* request, api::InfoResponse* response) override {
+  Reactor* Info(Context* context, const api::InfoRequest* request, api::InfoResponse* response) override {
+    if (const auto digest = ParseDigest(request->digest()); digest.ok()) {
+      if (const auto info = content_->TryInfo(*digest)) {
+        *response->mutable_info() = ToProto(*info);
+        Reactor* const reactor = context->DefaultReactor();
+        reactor->Finish(grpc::Status::OK);
+        return reactor;
+      }
+    }
     return Call::Run(&calls_, [=, this](Call*) -> absl::Status {
       ASSIGN_OR_RETURN(base::Digest digest, ParseDigest(request->digest()));
       ASSIGN_OR_RETURN(contentservice::Info info, content_->GetInfo(digest));
@@ -293,9 +317,10 @@ class Service final : public ContentService, public api::Content::CallbackServic
       stream->Finish(ToGrpc(digest.status()));
       return stream;
     }
+    const uint64_t offset = NotNegative(request->offset()), size = NotNegative(request->size());
+    if (stream->RunAtOnce(*digest, offset, size)) return stream;
     base::ThreadPool& pool = content_->HeldFile(*digest).ok() ? io_ : lazy_;
-    pool.Schedule([stream, digest = *digest, offset = NotNegative(request->offset()),
-                   size = NotNegative(request->size())] { stream->Run(digest, offset, size); });
+    pool.Schedule([stream, digest = *digest, offset, size] { stream->Run(digest, offset, size); });
     return stream;
   }
 

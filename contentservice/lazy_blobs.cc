@@ -136,13 +136,24 @@ absl::StatusOr<Info> LearnedBlobsImpl::Find(const base::Digest& digest) {
     mutex_.AwaitWithTimeout(absl::Condition(&decided), options_.find_patience);
     if (!known()) return NotLazy(digest);
   }
-  Blob& blob = blobs_[digest];
-  if (!blob.record.held && !blob.expected && holders_ != nullptr && !stopped_) {
-    blob.expected = true;
+  return Looked(&blobs_[digest]);
+}
+
+std::optional<Info> LearnedBlobsImpl::TryFind(const base::Digest& digest) {
+  absl::MutexLock lock(&mutex_);
+  const auto found = blobs_.find(digest);
+  if (found == blobs_.end() || !Known(found->second)) return std::nullopt;
+  return Looked(&found->second);
+}
+
+Info LearnedBlobsImpl::Looked(Blob* blob) {
+  if (!blob->record.held && !blob->expected && holders_ != nullptr && !stopped_) {
+    blob->expected = true;
     const absl::Duration until = options_.clock->Monotonic() + options_.hold_patience;
-    holders_->RunAfter(kFirstLook, [this, digest, until] { Expect(digest, kFirstLook, until); });
+    holders_->RunAfter(
+        kFirstLook, [this, digest = blob->record.blob.digest, until] { Expect(digest, kFirstLook, until); });
   }
-  return InfoOf(blob.record);
+  return InfoOf(blob->record);
 }
 
 std::vector<Info> LearnedBlobsImpl::Listed() {
@@ -267,6 +278,26 @@ absl::StatusOr<size_t> LearnedBlobsImpl::Read(const base::Digest& digest, uint64
     }
   }
   return read;
+}
+
+bool LearnedBlobsImpl::TryRead(const base::Digest& digest, uint64_t offset, uint64_t size, ReadRoom room) {
+  std::shared_ptr<contentstore::LazyLayer> layer;
+  uint64_t left = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto found = blobs_.find(digest);
+    if (found == blobs_.end() || found->second.whole) return false;
+    const Blob& blob = found->second;
+    // The content store knows no blob of ours, or other sources, before Read has told it.
+    if (blob.handled.empty() || blob.handled != Repositories(blob)) return false;
+    if (offset >= blob.record.blob.size) return false;
+    left = blob.record.blob.size - offset;
+    layer = options_.store->Find(digest);
+  }
+  if (layer == nullptr) return false;
+  if (size != 0) left = std::min(left, size);
+  const absl::Span<uint8_t> out = room(left);
+  return !out.empty() && options_.store->TryReadBlob(*layer, offset, out);
 }
 
 void LearnedBlobsImpl::Committed(const base::Digest& digest, uint64_t size, const std::string& ref) {

@@ -108,6 +108,7 @@ class Store final : public ContentStore {
                           const FetchContext& context) override;
   absl::StatusOr<size_t> ReadBlob(LazyLayer& layer, uint64_t offset, absl::Span<uint8_t> out,
                                   const FetchContext& context) override;
+  bool TryReadBlob(LazyLayer& layer, uint64_t offset, absl::Span<uint8_t> out) override;
   absl::StatusOr<std::string> KeepBlob(LazyLayer& layer, const FetchContext& context,
                                        const Progress& progress) override;
   std::vector<std::string> SourceNames(LazyLayer& layer) override;
@@ -454,6 +455,10 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
 absl::StatusOr<size_t> Store::ReadBlob(LazyLayer& lazy, uint64_t offset, absl::Span<uint8_t> out,
                                        const FetchContext& context) {
   return spools_.Read(static_cast<Layer&>(lazy).shared_from_this(), offset, out, context);
+}
+
+bool Store::TryReadBlob(LazyLayer& lazy, uint64_t offset, absl::Span<uint8_t> out) {
+  return spools_.TryRead(static_cast<Layer&>(lazy), offset, out);
 }
 
 absl::StatusOr<std::string> Store::KeepBlob(LazyLayer& lazy, const FetchContext& context,

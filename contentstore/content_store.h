@@ -225,6 +225,12 @@ class ContentStore {
     static_cast<void>(layer), static_cast<void>(offset), static_cast<void>(out), static_cast<void>(context);
     return absl::UnimplementedError("this store does not read whole blobs");
   }
+  // All of `out` at once, where ReadBlob would give it and the bytes are in memory: never blocks. False:
+  // ReadBlob knows.
+  virtual bool TryReadBlob(LazyLayer& layer, uint64_t offset, absl::Span<uint8_t> out) {
+    static_cast<void>(layer), static_cast<void>(offset), static_cast<void>(out);
+    return false;
+  }
   // Makes the original bytes local, verified and durable; the path of their file, which stays as long as the
   // layer, or until max_cache_bytes wants its room. Joins a pass of ReadBlob. Blocks.
   virtual absl::StatusOr<std::string> KeepBlob(LazyLayer& layer, const FetchContext& context,

@@ -38,6 +38,7 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   void HoldLater(const std::string& name_space, const base::Digest& layer) override;
 
   absl::StatusOr<Info> Find(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
+  std::optional<Info> TryFind(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<Info> Listed() override ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<Info> MayBeHeld() override ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status SetLabels(const base::Digest& digest, const Labels& labels, absl::Time updated) override
@@ -45,6 +46,8 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   absl::Status Forget(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<size_t> Read(const base::Digest& digest, uint64_t offset, absl::Span<uint8_t> out,
                               const std::shared_ptr<base::CancelToken>& cancel) override;
+  bool TryRead(const base::Digest& digest, uint64_t offset, uint64_t size, ReadRoom room) override
+      ABSL_LOCKS_EXCLUDED(mutex_);
   void Committed(const base::Digest& digest, uint64_t size, const std::string& ref) override
       ABSL_LOCKS_EXCLUDED(mutex_);
   void Deleted(const base::Digest& digest) override ABSL_LOCKS_EXCLUDED(mutex_);
@@ -95,6 +98,8 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   void SaveImage(const base::Digest& manifest) ABSL_LOCKS_EXCLUDED(mutex_, records_mutex_);
 
   // lazy_blobs.cc
+  // What Info tells; from now on somebody looks whether a namespace holds the blob.
+  Info Looked(Blob* blob) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // `checked`: without those that have not been asked for the manifest.
   std::vector<std::string> Repositories(const Blob& blob, bool checked = false)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

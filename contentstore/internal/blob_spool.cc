@@ -165,6 +165,19 @@ absl::StatusOr<size_t> BlobSpool::Read(Reader& reader, uint64_t offset, absl::Sp
   return length;
 }
 
+std::shared_ptr<const base::UniqueFd> BlobSpool::TryGive(uint64_t offset, uint64_t length) {
+  const absl::MutexLock lock(&mutex_);
+  const uint64_t available = Available();
+  if (stopped_ || read_again_.has_value() || offset >= available || length > available - offset)
+    return nullptr;
+  if (whole_ && keep_ && kept_path_.empty() && !keep_failed_ && !running_)
+    return nullptr;  // to be kept first
+  given_ = std::max(given_, offset + length);
+  last_use_ = options_.clock->Monotonic();
+  moved_.Signal();
+  return file_;
+}
+
 absl::StatusOr<std::string> BlobSpool::Keep(Reader& reader, const Progress& progress) {
   const absl::MutexLock lock(&mutex_);
   keep_ = true;

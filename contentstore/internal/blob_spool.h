@@ -49,6 +49,8 @@ class BlobSpool {
   // As ContentStore::ReadBlob; `offset` is not beyond the end.
   absl::StatusOr<size_t> Read(Reader& reader, uint64_t offset, absl::Span<uint8_t> out)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // The file, where all of [offset, offset+length) can be given out of it now as by Read; else null.
+  std::shared_ptr<const base::UniqueFd> TryGive(uint64_t offset, uint64_t length) ABSL_LOCKS_EXCLUDED(mutex_);
   // As ContentStore::KeepBlob.
   absl::StatusOr<std::string> Keep(Reader& reader, const Progress& progress) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends everything; callers get Cancelled.

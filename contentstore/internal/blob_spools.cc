@@ -127,6 +127,17 @@ absl::StatusOr<size_t> BlobSpools::Read(const std::shared_ptr<Layer>& layer, uin
   return reader->spool().Read(*reader, offset, out);
 }
 
+bool BlobSpools::TryRead(const Layer& layer, uint64_t offset, absl::Span<uint8_t> out) {
+  std::shared_ptr<const base::UniqueFd> file;
+  {
+    const absl::MutexLock lock(&mutex_);  // the spool stays meanwhile, and does not end with us
+    const auto found = spools_.find(layer.descriptor().digest);
+    if (found == spools_.end() || found->second.spool->size() != layer.descriptor().size) return false;
+    file = found->second.spool->TryGive(offset, out.size());
+  }
+  return file != nullptr && base::TryPreadFull(file->get(), offset, out);
+}
+
 absl::StatusOr<std::string> BlobSpools::Keep(const std::shared_ptr<Layer>& layer, const FetchContext& context,
                                              const Progress& progress) {
   ASSIGN_OR_RETURN(const std::unique_ptr<BlobSpool::Reader> reader, Enter(layer, context));

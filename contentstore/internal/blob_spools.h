@@ -24,9 +24,10 @@ class BlobSpools {
   // Ends all passes; who waits gets Cancelled.
   void Stop() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // As ContentStore::ReadBlob and KeepBlob.
+  // As ContentStore::ReadBlob, TryReadBlob and KeepBlob.
   absl::StatusOr<size_t> Read(const std::shared_ptr<Layer>& layer, uint64_t offset, absl::Span<uint8_t> out,
                               const FetchContext& context) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool TryRead(const Layer& layer, uint64_t offset, absl::Span<uint8_t> out) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::string> Keep(const std::shared_ptr<Layer>& layer, const FetchContext& context,
                                    const Progress& progress) ABSL_LOCKS_EXCLUDED(mutex_);
   // As StreamFromSources: through the blob's spool if there is one, or it is to be kept, and the disk has
