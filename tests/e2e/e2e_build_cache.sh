@@ -43,19 +43,23 @@ build() {
   "${DOCKER[@]}" buildx build --network=host --progress=plain "$@" "$SCRATCH/context" > "$SCRATCH/build" 2>&1 ||
     die "docker buildx build $*: $(tail -5 "$SCRATCH/build")"
 }
-# Steps of the last build: "CACHED" or "ran", and what they are.
+# Steps of the last build: "CACHED", "ran", or, of a cached one whose layers are wanted by a step above it, "fetched" (it
+# is shown as done then); and what they are. A RUN that ran has said so.
 steps() {
   "$PYTHON" - "$SCRATCH/build" <<'STEPS'
 import re, sys
-names, cached = {}, set()
+names, cached, fetched, said = {}, set(), set(), set()
 for line in open(sys.argv[1], errors="replace"):
     found = re.match(r"#(\d+) (.*)", line)
     if not found: continue
     number, text = found.groups()
     if re.match(r"\[[^\]]*\d+/\d+\] (RUN|COPY)", text): names[number] = text.strip()
     if text.startswith("CACHED"): cached.add(number)
+    if re.match(r"(extracting )?sha256:[0-9a-f]{64}", text): fetched.add(number)
+    if text.endswith("ran-2"): said.add(number)
 for number, name in sorted(names.items(), key=lambda pair: pair[1]):
-    print("CACHED" if number in cached else "ran", name)
+    state = "fetched" if number in fetched - said else "ran"
+    print("CACHED" if number in cached else state, name)
 STEPS
 }
 # all_cached WHAT: every step of the last build is.
