@@ -121,10 +121,11 @@ absl::StatusOr<std::string> MergePlatforms(absl::string_view raw, absl::string_v
                 [&](const Entry& entry) { return replaced(entry) || gone.count(entry.about()) > 0; });
   for (Entry& entry : added) document.entries.push_back(std::move(entry));
   auto order = [](const Entry& entry) {
-    return std::tuple(entry.about_another(), entry.platform(), entry.descriptor.digest.ToString());
+    return std::tuple(entry.about_another(), entry.platform(), entry.descriptor.digest.ToString(),
+                      entry.value.dump());
   };
-  std::stable_sort(document.entries.begin(), document.entries.end(),
-                   [&](const Entry& a, const Entry& b) { return order(a) < order(b); });
+  std::sort(document.entries.begin(), document.entries.end(),
+            [&](const Entry& a, const Entry& b) { return order(a) < order(b); });
   return Write(std::move(document));
 }
 
