@@ -136,6 +136,14 @@ part_cri() {
   tree_in_stock "$SCRATCH/exported.tar" "$image" "$SCRATCH/tree-exported"
   tree_in_stock "$SCRATCH/direct.tar" "$image" "$SCRATCH/tree-direct"
   same_tree "exported image" "$SCRATCH/tree-direct" "$SCRATCH/tree-exported"
+
+  mark=$(registry_mark)
+  ctr_ images convert --uncompress "$image" localhost/converted:1 > "$SCRATCH/out" 2>&1 || fail "convert: $(tail -1 "$SCRATCH/out")"
+  log "convert: $(megabytes "$(fetched_since "$mark")") MB read"
+  ctr_ images export "$SCRATCH/converted.tar" localhost/converted:1 > "$SCRATCH/out" 2>&1 || fail "export of what was converted: $(tail -1 "$SCRATCH/out")"
+  skopeo copy -q --preserve-digests "oci-archive:$SCRATCH/converted.tar" "oci:$SCRATCH/converted:image" || fail "what was converted is not whole"
+  [ "$(skopeo inspect "oci:$SCRATCH/converted:image" | jq -c .Layers)" = "$(skopeo inspect --config "oci:$SCRATCH/converted:image" | jq -c .rootfs.diff_ids)" ] ||
+    fail "what was converted is still compressed"
   machine_end cri
   unset CONTAINERD_NAMESPACE
 }
