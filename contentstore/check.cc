@@ -17,35 +17,24 @@
 #include "base/status.h"
 #include "contentstore/internal/chunk_cache.h"
 #include "contentstore/internal/layer_record.h"
+#include "contentstore/internal/presence.h"
 #include "layer/layer_index.h"
 
 namespace lazyblob::contentstore {
 namespace {
 
 constexpr size_t kBlockBytes = 1 << 20;
-constexpr size_t kHeaderBytes = 64;
-constexpr size_t kHeaderSummedBytes = 32;
-
-void AppendUint64(std::string* out, uint64_t value) {
-  for (int i = 0; i < 8; ++i) out->push_back(static_cast<char>(static_cast<uint8_t>(value >> (8 * i))));
-}
-
-// The first 64 bytes of `presence`.
-std::string PresenceHeader(const layer::LayerIndex& index, bool complete) {
-  std::string header = "LBPRES01";
-  AppendUint64(&header, index.chunk_count());
-  AppendUint64(&header, index.info().data_size);
-  AppendUint64(&header, complete ? 1 : 0);
-  const base::Sha256Bytes sum =
-      base::Sha256({reinterpret_cast<const uint8_t*>(header.data()), kHeaderSummedBytes});
-  header.append(reinterpret_cast<const char*>(sum.data()), sum.size());
-  return header;
-}
 
 // 0: there is no such file.
 ino_t InodeOf(const std::string& path) {
   struct stat st{};
   return lstat(path.c_str(), &st) == 0 ? st.st_ino : 0;
+}
+
+// The first bytes of `presence`.
+std::string Header(const layer::LayerIndex& index, bool complete) {
+  const PresenceHeader header = MakePresenceHeader(index, complete);
+  return {header.begin(), header.end()};
 }
 
 absl::Span<const uint8_t> Bytes(absl::string_view text) {
@@ -125,11 +114,11 @@ class LayerCheck {
   }
 
   absl::Status CheckCache(const layer::LayerIndex& index) {
-    const uint64_t size = kHeaderBytes + (index.chunk_count() + 63) / 64 * 8;
+    const uint64_t size = PresenceBytes(index.chunk_count());
     absl::StatusOr<std::string> presence = base::ReadFile(Path("presence"), size);
     if (absl::IsNotFound(presence.status())) return absl::OkStatus();  // nothing is claimed
     if (!presence.ok() && !absl::IsResourceExhausted(presence.status())) return presence.status();
-    const std::string lazy = PresenceHeader(index, false), whole = PresenceHeader(index, true);
+    const std::string lazy = Header(index, false), whole = Header(index, true);
     struct stat data{};
     const bool sized = lstat(Path("data").c_str(), &data) == 0 &&
                        static_cast<uint64_t>(data.st_size) == index.info().data_size;
@@ -149,19 +138,20 @@ class LayerCheck {
     if (!changed || !options_.repair) return absl::OkStatus();
     // The mark goes before what it vouches for.
     RETURN_IF_ERROR(base::PwriteFull(map.get(), 0, Bytes(lazy)));
-    RETURN_IF_ERROR(base::PwriteFull(map.get(), kHeaderBytes, Bytes(*presence).subspan(kHeaderBytes)));
+    RETURN_IF_ERROR(
+        base::PwriteFull(map.get(), kPresenceHeaderBytes, Bytes(*presence).subspan(kPresenceHeaderBytes)));
     if (fdatasync(map.get()) != 0) return base::ErrnoStatus(errno, absl::StrCat("sync ", Path("presence")));
     return absl::OkStatus();
   }
 
   static bool Bit(absl::string_view presence, uint64_t chunk) {
-    return (static_cast<uint8_t>(presence[kHeaderBytes + chunk / 8]) >> (chunk % 8) & 1) != 0;
+    return (static_cast<uint8_t>(presence[kPresenceHeaderBytes + chunk / 8]) >> (chunk % 8) & 1) != 0;
   }
 
   // Whether the store has let go of the chunk since `presence` was read.
   static bool GoneMeanwhile(int map, uint64_t chunk) {
     uint8_t byte = 0;
-    if (!base::PreadFull(map, kHeaderBytes + chunk / 8, absl::MakeSpan(&byte, 1)).ok()) return false;
+    if (!base::PreadFull(map, kPresenceHeaderBytes + chunk / 8, absl::MakeSpan(&byte, 1)).ok()) return false;
     return (byte >> (chunk % 8) & 1) == 0;
   }
 
@@ -198,15 +188,15 @@ class LayerCheck {
           none));
     }
     for (const uint64_t chunk : wrong) {
-      char& byte = (*presence)[kHeaderBytes + chunk / 8];
+      char& byte = (*presence)[kPresenceHeaderBytes + chunk / 8];
       byte = static_cast<char>(static_cast<uint8_t>(byte) & ~(1U << (chunk % 8)));
     }
     *changed = !wrong.empty();
     if (!complete || missing == 0) return absl::OkStatus();
-    std::string header(kHeaderBytes, '\0');
+    std::string header(kPresenceHeaderBytes, '\0');
     RETURN_IF_ERROR(
         base::PreadFull(map, 0, absl::MakeSpan(reinterpret_cast<uint8_t*>(header.data()), header.size())));
-    if (header != PresenceHeader(index, true)) return absl::OkStatus();  // lazy since then
+    if (header != Header(index, true)) return absl::OkStatus();  // lazy since then
     *changed = true;
     return Found(absl::StrCat("marked complete, and ", missing, " chunks are missing; lazy again"), none);
   }

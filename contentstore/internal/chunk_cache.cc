@@ -15,36 +15,14 @@
 #include "base/digest.h"
 #include "base/fault.h"
 #include "base/status.h"
+#include "contentstore/internal/presence.h"
 
 namespace lazyblob::contentstore {
 namespace {
 
-constexpr size_t kHeaderBytes = 64;
-constexpr size_t kHeaderSummedBytes = 32;
-constexpr char kMagic[9] = "LBPRES01";
-constexpr uint64_t kFlagComplete = 1;
 constexpr size_t kVerifyBlockBytes = 256 << 10;
 constexpr uint64_t kMaxSegments = 1 << 16;  // of one layer
 constexpr uint64_t kDiskBlockBytes = 4096;
-
-using Header = std::array<uint8_t, kHeaderBytes>;
-
-void PutUint64(uint8_t* at, uint64_t value) {
-  for (int i = 0; i < 8; ++i) at[i] = static_cast<uint8_t>(value >> (8 * i));
-}
-
-Header MakeHeader(const layer::LayerIndex& index, bool complete) {
-  Header header{};
-  std::memcpy(header.data(), kMagic, 8);
-  PutUint64(&header[8], index.chunk_count());
-  PutUint64(&header[16], index.info().data_size);
-  PutUint64(&header[24], complete ? kFlagComplete : 0);
-  const base::Sha256Bytes sum = base::Sha256({header.data(), kHeaderSummedBytes});
-  std::copy(sum.begin(), sum.end(), header.begin() + kHeaderSummedBytes);
-  return header;
-}
-
-uint64_t PresenceBytes(uint64_t chunks) { return kHeaderBytes + (chunks + 63) / 64 * 8; }
 
 absl::Status Resize(int fd, uint64_t size, absl::string_view what) {
   if (ftruncate(fd, static_cast<off_t>(size)) != 0)
@@ -99,16 +77,17 @@ absl::StatusOr<std::shared_ptr<ChunkCache>> ChunkCache::Open(std::shared_ptr<con
 absl::Status ChunkCache::Load(bool verified) {
   const uint64_t chunks = index_->chunk_count();
   const uint64_t data_size = index_->info().data_size;
-  const Header lazy = MakeHeader(*index_, false);
-  const Header whole = MakeHeader(*index_, true);
-  Header header{};
+  const PresenceHeader lazy = MakePresenceHeader(*index_, false);
+  const PresenceHeader whole = MakePresenceHeader(*index_, true);
+  PresenceHeader header{};
   ASSIGN_OR_RETURN(const uint64_t data_bytes, SizeOf(data_.get()));
   ASSIGN_OR_RETURN(const uint64_t presence_bytes, SizeOf(presence_.get()));
   bool usable = data_bytes == data_size && presence_bytes == PresenceBytes(chunks) &&
                 base::PreadFull(presence_.get(), 0, absl::MakeSpan(header)).ok() &&
                 (header == lazy || header == whole);
-  std::vector<uint8_t> bits(PresenceBytes(chunks) - kHeaderBytes);
-  if (usable && !base::PreadFull(presence_.get(), kHeaderBytes, absl::MakeSpan(bits)).ok()) usable = false;
+  std::vector<uint8_t> bits(PresenceBytes(chunks) - kPresenceHeaderBytes);
+  if (usable && !base::PreadFull(presence_.get(), kPresenceHeaderBytes, absl::MakeSpan(bits)).ok())
+    usable = false;
   if (!usable) {
     // The map is emptied before the data is touched: a crash in between must not leave old claims on new
     // zeros.
@@ -135,11 +114,11 @@ absl::Status ChunkCache::Seal(const layer::LayerIndex& index, const std::string&
   RETURN_IF_ERROR(Resize(data.get(), index.info().data_size, "cache file"));
   RETURN_IF_ERROR(base::FaultPoint("contentstore.seal.data"));
   RETURN_IF_ERROR(DataSync(data.get(), "cache file"));
-  const Header header = MakeHeader(index, true);
+  const PresenceHeader header = MakePresenceHeader(index, true);
   std::string presence(reinterpret_cast<const char*>(header.data()), header.size());
   presence.resize(PresenceBytes(index.chunk_count()), '\0');
   for (uint64_t i = 0; i < index.chunk_count(); ++i) {
-    char& byte = presence[kHeaderBytes + i / 8];
+    char& byte = presence[kPresenceHeaderBytes + i / 8];
     byte = static_cast<char>(static_cast<uint8_t>(byte) | (1U << (i % 8)));
   }
   return base::WriteFileAtomically(directory + "/presence", presence);
@@ -157,7 +136,7 @@ absl::Status ChunkCache::Discard(const std::string& directory) {
 absl::Status ChunkCache::WriteWord(uint64_t word) {
   std::array<uint8_t, 8> bytes{};
   PutUint64(bytes.data(), present_.word(word) | claimed_.word(word));
-  return base::PwriteFull(presence_.get(), kHeaderBytes + word * 8, bytes);
+  return base::PwriteFull(presence_.get(), kPresenceHeaderBytes + word * 8, bytes);
 }
 
 void ChunkCache::Forget(uint64_t chunk) {
@@ -167,7 +146,7 @@ void ChunkCache::Forget(uint64_t chunk) {
   // A map that cannot be written keeps a wrong claim; the next run will find it out by the SHA-256.
   WriteWord(chunk / 64).IgnoreError();
   if (complete_.exchange(false, std::memory_order_acq_rel)) {
-    base::PwriteFull(presence_.get(), 0, MakeHeader(*index_, false)).IgnoreError();
+    base::PwriteFull(presence_.get(), 0, MakePresenceHeader(*index_, false)).IgnoreError();
   }
 }
 
@@ -256,7 +235,7 @@ absl::Status ChunkCache::MarkComplete() {
   for (uint64_t word = 0; word < present_.words(); ++word) RETURN_IF_ERROR(WriteWord(word));
   RETURN_IF_ERROR(DataSync(presence_.get(), "presence map"));
   may_be_marked_.store(true, std::memory_order_release);
-  RETURN_IF_ERROR(base::PwriteFull(presence_.get(), 0, MakeHeader(*index_, true)));
+  RETURN_IF_ERROR(base::PwriteFull(presence_.get(), 0, MakePresenceHeader(*index_, true)));
   RETURN_IF_ERROR(DataSync(presence_.get(), "presence map"));
   complete_.store(true, std::memory_order_release);
   return absl::OkStatus();
@@ -342,7 +321,7 @@ absl::Status ChunkCache::RemoveMark() {
   {
     absl::MutexLock lock(&mutex_);
     complete_.store(false, std::memory_order_release);
-    RETURN_IF_ERROR(base::PwriteFull(presence_.get(), 0, MakeHeader(*index_, false)));
+    RETURN_IF_ERROR(base::PwriteFull(presence_.get(), 0, MakePresenceHeader(*index_, false)));
   }
   RETURN_IF_ERROR(base::FaultPoint("contentstore.evict.mark"));
   RETURN_IF_ERROR(DataSync(presence_.get(), "presence map"));
