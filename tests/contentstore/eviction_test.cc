@@ -118,8 +118,8 @@ TEST_F(EvictionTest, TheLimitHoldsWhateverIsRead) {
 
 TEST_F(EvictionTest, ChunksNotUsedForLongestGoFirst) {
   Start(24);
-  for (uint64_t i = 0; i < 10; ++i) ASSERT_TRUE(ReadChunks(0, i).ok());
-  // Not in a row: nothing is read ahead.
+  // Not in a row, here and below: nothing is read ahead.
+  for (uint64_t i = 10; i-- > 0;) ASSERT_TRUE(ReadChunks(0, i).ok());
   const auto chunk = [](uint64_t i) { return i * 37 % kChunks; };
   for (uint64_t i = 0; i < kChunks; ++i) {
     ASSERT_TRUE(Hit(0, 3).has_value()) << i;
