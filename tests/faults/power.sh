@@ -5,11 +5,13 @@
 # got a wrong byte, images can be pulled, nothing has to be cleaned by hand.
 #   LAZYBLOB_POINTS=50   how often, half of them on ext4 and half on xfs (default 4)
 #   LAZYBLOB_SEED=N      of the moments
+#   LAZYBLOB_POWER_IMAGE=debian   a large image (default made/large)
 POINTS=${LAZYBLOB_POINTS:-4}
 ROW_LIMIT=${ROW_LIMIT:-$((120 + POINTS * 30))}
 . "$(dirname "$0")/lib/faults.sh"
 need_tools docker-registry skopeo containerd ctr xfs_io mkfs.ext4 mkfs.xfs
 SEED=${LAZYBLOB_SEED:-$RANDOM}
+POWER_IMAGE=${LAZYBLOB_POWER_IMAGE:-made/large}
 FORMATS=(estargz zstdchunked gzip)
 declare -A saw=()
 count() { saw[$1]=$((${saw[$1]:-0} + ${2:-1})); }
@@ -64,8 +66,8 @@ pull_and_remove() {
   local format
   while :; do
     for format in "${FORMATS[@]}"; do
-      pull "$REG/debian:$format" || true
-      ctr_ images rm --sync "$REG/debian:${FORMATS[$((RANDOM % 3))]}" || true
+      pull "$REG/$POWER_IMAGE:$format" || true
+      ctr_ images rm --sync "$REG/$POWER_IMAGE:${FORMATS[$((RANDOM % 3))]}" || true
       lb --root "$ROOT_DIR" gc || true
     done
   done > "$SCRATCH/load-pull" 2>&1
@@ -73,7 +75,7 @@ pull_and_remove() {
 # What a failed disk gives may be an error; never other bytes.
 read_all_the_time() {  # FORMAT
   local dir=$SCRATCH/read
-  lb_mount erofs "$REG/debian:$1" "$dir" || true
+  lb_mount erofs "$REG/$POWER_IMAGE:$1" "$dir" || true
   while :; do
     shuf -n 200 --random-source=<(yes "$RANDOM") "$SCRATCH/sums" > "$SCRATCH/sums-some"
     (cd "$dir" && sha256sum --quiet -c "$SCRATCH/sums-some") >> "$SCRATCH/read.out" 2>&1 || true
@@ -116,48 +118,57 @@ no_wrong_byte_was_read() {
   : > "$SCRATCH/read.rounds"
 }
 
-inventory() { (cd "$1" && find . -printf '%p %y %m %U %G %s %T@ %l\n' | sort); }
-image_is_whole() {  # WHERE FORMAT [all]
-  local at=$SCRATCH/view sums=$SCRATCH/sums
+inventory() { (cd "$1" && find . -mindepth 1 -printf '%p %y %m %U %G %s %T@ %l\n' | sort); }
+# look NAME: a child of a committed snapshot at $SCRATCH/view, until look_end.
+look() {
+  local at=$SCRATCH/view
   mkdir -p "$at"
-  ctr_ images mount --snapshotter lazyblob "$REG/debian:$2" "$at" > "$SCRATCH/out" 2>&1 ||
-    { wrong "$1: debian:$2 cannot be mounted: $(tail -1 "$SCRATCH/out")"; return 0; }
-  inventory "$at" > "$SCRATCH/inventory"
-  [ -e "$SCRATCH/inventory-$2" ] || cp "$SCRATCH/inventory" "$SCRATCH/inventory-$2"
-  cmp -s "$SCRATCH/inventory" "$SCRATCH/inventory-$2" ||
-    wrong "$1: another tree of debian:$2: $(diff "$SCRATCH/inventory-$2" "$SCRATCH/inventory" | head -3)"
+  ctr_ snapshots --snapshotter lazyblob prepare look "$1" > "$SCRATCH/out" 2>&1 &&
+    ctr_ snapshots --snapshotter lazyblob mounts "$at" look > "$SCRATCH/mount.sh" && . "$SCRATCH/mount.sh"
+}
+look_end() { umount "$SCRATCH/view" && ctr_ snapshots --snapshotter lazyblob rm look; }
+chain_of() {  # FORMAT: the name of the image's topmost snapshot
+  skopeo inspect --config --tls-verify=false "docker://$REG/$POWER_IMAGE:$1" | "$PYTHON" -c 'import hashlib,json,sys
+chain = ""
+for diff in json.load(sys.stdin)["rootfs"]["diff_ids"]:
+    chain = "sha256:" + hashlib.sha256(f"{chain} {diff}".encode()).hexdigest() if chain else diff
+print(chain)'
+}
+image_is_whole() {  # WHERE FORMAT [all]
+  local sums=$SCRATCH/sums reference=$FAULTS_SCRATCH/inventory-$2
+  look "$(chain_of "$2")" || { wrong "$1: $POWER_IMAGE:$2 cannot be mounted: $(tail -1 "$SCRATCH/out")"; return 0; }
+  inventory "$SCRATCH/view" > "$SCRATCH/inventory"
+  [ -e "$reference" ] || cp "$SCRATCH/inventory" "$reference"
+  cmp -s "$SCRATCH/inventory" "$reference" || wrong "$1: another tree of $POWER_IMAGE:$2: $(diff "$reference" "$SCRATCH/inventory" | head -3)"
   if [ -z "${3:-}" ]; then shuf -n 500 "$SCRATCH/sums" > "$SCRATCH/sums-some"; sums=$SCRATCH/sums-some; fi
-  (cd "$at" && sha256sum --quiet -c "$sums") > "$SCRATCH/out" 2>&1 || wrong "$1: debian:$2: $(head -3 "$SCRATCH/out")"
-  ctr_ images unmount --snapshotter lazyblob --rm "$at" > /dev/null || wrong "$1: unmount"
+  (cd "$SCRATCH/view" && sha256sum --quiet -c "$sums") > "$SCRATCH/out" 2>&1 || wrong "$1: $POWER_IMAGE:$2: $(head -3 "$SCRATCH/out")"
+  look_end || wrong "$1: the view of $POWER_IMAGE:$2 cannot be removed"
 }
 images_are_whole_or_absent() {  # WHERE FORMAT: this one is compared in full
   local format has
   has=$(ctr_ images ls -q)
   for format in "${FORMATS[@]}"; do
-    if grep -qxF "$REG/debian:$format" <<< "$has"; then
+    if grep -qxF "$REG/$POWER_IMAGE:$format" <<< "$has"; then
       count whole
     else
       count absent
-      pull "$REG/debian:$format" > "$SCRATCH/out" 2>&1 || { wrong "$1: pull again: $(tail -1 "$SCRATCH/out")"; continue; }
+      pull "$REG/$POWER_IMAGE:$format" > "$SCRATCH/out" 2>&1 || { wrong "$1: pull again: $(tail -1 "$SCRATCH/out")"; continue; }
     fi
     image_is_whole "$1" "$format" "$([ "$format" != "$2" ] || echo all)"
   done
 }
 commits_are_whole() {  # WHERE
-  local name at=$SCRATCH/view sum known
+  local name sum known
   known=$(ctr_ snapshots --snapshotter lazyblob ls | awk '$NF == "Committed" {print $1}' | grep '^commit-') || true
   while read -r name; do
     grep -qxF "$name" <<< "$known" || wrong "$1: $name was committed and is gone"
     count commits
   done < "$SCRATCH/committed"
   for name in $known; do
-    ctr_ snapshots --snapshotter lazyblob view "look-$name" "$name" > /dev/null || { wrong "$1: view of $name"; continue; }
-    eval "$(ctr_ snapshots --snapshotter lazyblob mounts "$at" "look-$name")" || { wrong "$1: mount of $name"; continue; }
-    sum=$(sha256sum < "$at/bytes") || true
-    [ "$sum" = "$(cat "$at/sum")" ] || wrong "$1: $name is torn"
-    umount "$at"
-    ctr_ snapshots --snapshotter lazyblob rm "look-$name" && ctr_ snapshots --snapshotter lazyblob rm "$name" ||
-      wrong "$1: $name cannot be removed"
+    look "$name" || { wrong "$1: $name cannot be mounted: $(tail -1 "$SCRATCH/out")"; continue; }
+    sum=$(sha256sum < "$SCRATCH/view/bytes") || true
+    [ "$sum" = "$(cat "$SCRATCH/view/sum")" ] || wrong "$1: $name is torn"
+    look_end && ctr_ snapshots --snapshotter lazyblob rm "$name" || wrong "$1: $name cannot be removed"
   done
   for name in $(ctr_ snapshots --snapshotter lazyblob ls | awk '{print $1}' | grep '^key-'); do
     ctr_ snapshots --snapshotter lazyblob rm "$name" || wrong "$1: $name cannot be removed"
@@ -237,11 +248,12 @@ power() {  # FILE-SYSTEM FIRST LAST
   mkdir "$SCRATCH/payload"
   touch "$SCRATCH"/{committed,read.out,read.rounds}
   registry_start power "$WORK/images/registry"
-  judge_tree debian gzip
-  (cd "$JUDGE" && find . -xdev -type f -size +0 -print0 | xargs -0 sha256sum | grep -v '^\\') > "$SCRATCH/sums"
+  judge_tree "$POWER_IMAGE" gzip
+  (cd "$JUDGE" && find . -xdev -type f -size +0 -print0 | xargs -0 sha256sum | grep -av '^\\') > "$SCRATCH/sums"
   machine_make "$1"
   for format in "${FORMATS[@]}"; do
-    pull "$REG/debian:$format" > "$SCRATCH/out" 2>&1 || die "pull: $(tail -1 "$SCRATCH/out")"
+    [ ! -e "$FAULTS_SCRATCH/inventory-$format" ] || continue
+    pull "$REG/$POWER_IMAGE:$format" > "$SCRATCH/out" 2>&1 || die "pull: $(tail -1 "$SCRATCH/out")"
     image_is_whole "before" "$format"
   done
   for ((number = $2; number <= $3; number++)); do point "$number" "$1"; done
