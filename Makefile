@@ -5,12 +5,13 @@
 #   make e2e-forky  the same with Debian testing's containerd 2.x, which moves: not part of make test
 #   make demo    a real image from a real registry, in every format
 #   make bench   the figures of docs/PERFORMANCE.md
+#   make sbom    build/lazyblob.spdx.json: what the programs are made of
 
 SHELL := /bin/bash
 JOBS ?= $(shell nproc)
 PROGRAMS := lazyblobd lazyblob lazyblob-keeper
 
-.PHONY: build test e2e e2e-forky demo bench format clean
+.PHONY: build test e2e e2e-forky demo bench sbom format clean
 .DEFAULT_GOAL := build
 
 build:
@@ -42,6 +43,9 @@ bench:
 	cmake --preset default -DLAZYBLOB_BENCH=ON
 	cmake --build --preset default -j $(JOBS)
 	bench/run.sh
+
+sbom: build
+	deploy/sbom.py --build build $(addprefix build/,$(PROGRAMS)) > build/lazyblob.spdx.json
 
 # Formats all sources in place.
 format:
