@@ -1,0 +1,36 @@
+#pragma once
+
+// One reading of an indexed layer's blob from its start to its end, for what only that can tell: that it has
+// its digest, and what it unpacks to. Chunks that are missing are stored on the way.
+
+#include <cstdint>
+#include <functional>
+
+#include "absl/status/status.h"
+#include "contentstore/internal/blob_spools.h"
+#include "contentstore/internal/layer.h"
+#include "contentstore/internal/source_read.h"
+
+namespace lazyblob::contentstore {
+
+struct WholeRead {
+  std::shared_ptr<Layer> layer;
+  BlobSpools* spools = nullptr;
+  layer::BuildLimits limits;
+  StreamCaller caller;
+  uint64_t range_bytes = UINT64_MAX;              // of one request
+  std::function<void(uint64_t received)> report;  // never empty
+  std::function<void(absl::string_view)> log;     // one line; never empty
+  // Called before each request and now and then while its bytes come; may block. Aborted: to end the request,
+  // and ask for the rest with another one. Other errors end the reading. Empty: always OK.
+  std::function<absl::Status(bool between_requests)> pause;
+  // Whether so many bytes more may be stored. Empty: as many as the cache takes.
+  std::function<bool(uint64_t bytes)> may_store;
+};
+
+// Blocks. OK: the blob has its digest, and the layer knows what it unpacks to (Layer::NoteUnpacked); what of
+// its chunks was not stored, for want of room or because they lie out of order, is still missing. DataLoss:
+// the digest is wrong, also of what the next source, or the only one once more, gives.
+absl::Status ReadWhole(const WholeRead& read);
+
+}  // namespace lazyblob::contentstore
