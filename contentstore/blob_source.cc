@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "base/checked.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -28,6 +29,7 @@ class RegistrySource final : public BlobSource {
     return client_->ReadBlob(repository_, blob, range, sink, context);
   }
   registry::Client::LinkEstimate link() const override { return client_->EstimateLink(repository_); }
+  std::string host() const override { return repository_.host; }
 
  private:
   registry::Client* const client_;
@@ -47,6 +49,10 @@ class UrlSource final : public BlobSource {
     return refused ? absl::UnavailableError(status.message()) : status;
   }
   registry::Client::LinkEstimate link() const override { return client_->EstimateLink(url_); }
+  std::string host() const override {
+    const std::vector<absl::string_view> parts = absl::StrSplit(url_, absl::MaxSplits('/', 3));
+    return parts.size() > 2 ? std::string(parts[2]) : url_;
+  }
 
  private:
   registry::Client* const client_;

@@ -31,6 +31,8 @@ class BlobSource {
                             const registry::CallContext& context) = 0;
   // For sizing requests; zeros: unknown.
   virtual registry::Client::LinkEstimate link() const { return {}; }
+  // What its answers hang on, a registry's host: sources of the same one are slow, or dead, together.
+  virtual std::string host() const { return name(); }
   // Local sources cost nothing: their bytes do not count as fetched.
   virtual bool local() const { return false; }
 };

@@ -32,7 +32,9 @@ namespace lazyblob::contentstore {
 namespace {
 
 // Whole layers that are indexed or unlazied at the same time.
-constexpr int kLayerThreads = 8;
+constexpr int kLayerThreads = 8;  // for layers of one registry
+// Of threads for one registry there are so many: room for others while some hang.
+constexpr int kHosts = 8;
 constexpr int kRemoveLooks = 50;
 
 absl::StatusOr<base::UniqueFd> LockRoot(const std::string& root, absl::Duration patience) {
@@ -90,7 +92,7 @@ class Store final : public ContentStore {
         builder_options_{options_.limits, options_.log, &spools_, budget_},
         engine_(std::make_shared<FetchEngine>(
             FetchEngineOptions{{options_.min_range_bytes, options_.max_range_bytes, options_.max_memory_bytes,
-                                options_.fetch_threads},
+                                options_.fetch_threads, kHosts * options_.fetch_threads},
                                options_.clock,
                                options_.log})) {}
   ~Store() override;
@@ -178,8 +180,8 @@ absl::Status Store::Start() {
   budget_->SetBlobDropper([this] { return DropOldestBlob(); });
   engine_->Start();
   spools_.Start();
-  layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kLayerThreads);
-  toc_threads_ = std::make_unique<base::ThreadPool>("lb-toc", kLayerThreads);
+  layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kHosts * kLayerThreads, kLayerThreads);
+  toc_threads_ = std::make_unique<base::ThreadPool>("lb-toc", kHosts * kLayerThreads, kLayerThreads);
   sync_thread_ = std::thread([this] { SyncLoop(); });
   return absl::OkStatus();
 }
@@ -338,6 +340,8 @@ absl::Status Store::RunShared(const std::shared_ptr<Layer>& layer, base::ThreadP
                               const Progress& progress, const Work& work) {
   std::shared_ptr<SharedTask> task;
   uint64_t ticket = 0;
+  const std::vector<std::shared_ptr<BlobSource>> sources = layer->Sources();
+  const std::string host = sources.empty() ? "" : sources.front()->host();
   {
     absl::MutexLock lock(&mutex_);
     if (stopping_) return absl::CancelledError("the content store is being closed");
@@ -348,7 +352,7 @@ absl::Status Store::RunShared(const std::shared_ptr<Layer>& layer, base::ThreadP
       task = std::make_shared<SharedTask>(options_.clock);
       (*tasks).*slot = task;
       task->Join(context, &ticket);
-      threads.Schedule([layer = layer, tasks, task, work]() mutable {
+      threads.Schedule(host, [layer = layer, tasks, task, work]() mutable {
         absl::Status status = absl::CancelledError("nobody waits for the layer any more");
         {
           // One that was given up may still be on its way out.

@@ -152,8 +152,8 @@ class LazyLayer {
 using Progress = std::function<void(uint64_t received)>;
 
 struct ContentStoreOptions {
-  std::string root;  // created 0700; must not be shared with another ContentStore
-  int fetch_threads = 16;
+  std::string root;                      // created 0700; must not be shared with another ContentStore
+  int fetch_threads = 16;                // for one registry at most; eight times as many for all together
   uint64_t min_range_bytes = 256 << 10;  // request sizes follow bandwidth × round trip between these two
   uint64_t max_range_bytes = 8 << 20;
   uint64_t max_memory_bytes = 64 << 20;              // fetched and decoded bytes in flight

@@ -40,6 +40,7 @@ struct PreparedImages::Image {
 
   ImageRequest request;
   std::shared_ptr<const registry::CredentialsProvider> credentials;
+  std::string host;  // of the registry; empty: none
   const std::shared_ptr<base::CancelToken> cancel = std::make_shared<base::CancelToken>();
 
   // Written once, before `done`.
@@ -108,11 +109,15 @@ PreparedImages::ImagePtr PreparedImages::FindOrStart(const ImageRequest& request
   *remembered = false;
   auto image = std::make_shared<Image>();
   image->request = request;
+  if (auto reference = oci::ParseImageReference(request.reference); reference.ok()) {
+    const auto* remote = std::get_if<oci::Reference>(&*reference);
+    if (remote != nullptr) image->host = remote->host;
+  }
   image->credentials = CredentialsOf(request.docker_config);
   image->tasks = 1;
   images_[key] = image;
   working_[image.get()] = image;
-  resolves_.Schedule([this, image] { RunResolve(image); });
+  resolves_.Schedule(image->host, [this, image] { RunResolve(image); });
   return image;
 }
 
@@ -215,7 +220,7 @@ void PreparedImages::StartLayer(const ImagePtr& image, size_t i) {
   layer.received = 0;
   ++image->tasks;
   working_[image.get()] = image;
-  indexes_.Schedule([this, image, i] { RunIndex(image, i); });
+  indexes_.Schedule(image->host, [this, image, i] { RunIndex(image, i); });
 }
 
 contentstore::FetchContext PreparedImages::Context(const ImagePtr& image,
@@ -244,7 +249,7 @@ void PreparedImages::RunIndex(const ImagePtr& image, size_t i) {
     return FinishLayer(image, i, layer, NotLazyError("quarantined", status));
   }
   if ((plain || whole) && options_.stream_plain) {
-    streams_.Schedule([this, image, i, layer] { RunStream(image, i, layer); });
+    streams_.Schedule(image->host, [this, image, i, layer] { RunStream(image, i, layer); });
     return;
   }
   if (plain) {

@@ -104,9 +104,10 @@ class PreparedImages {
   std::map<Image*, ImagePtr> working_ ABSL_GUARDED_BY(mutex_);      // with tasks that are queued or run
 
   // Last, so that their tasks end before anything else does. Later stages first: earlier ones schedule them.
-  base::ThreadPool streams_{"lb-img-stream", 8};
-  base::ThreadPool indexes_{"lb-img-index", 8};
-  base::ThreadPool resolves_{"lb-img-resolve", 8};
+  // By host, so that a registry that hangs does not keep images of others waiting.
+  base::ThreadPool streams_{"lb-img-stream", 64, 8};
+  base::ThreadPool indexes_{"lb-img-index", 64, 8};
+  base::ThreadPool resolves_{"lb-img-resolve", 64, 8};
 };
 
 }  // namespace lazyblob::daemon

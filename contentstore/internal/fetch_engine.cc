@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -45,9 +46,11 @@ absl::StatusOr<PinnedRange> MakeRange(const Waiter& waiter) {
 }
 
 // Lets range sizes follow the link that this layer would be read over now.
-void NoteLink(Layer& layer) {
+void NoteLink(Waiter& waiter) {
+  Layer& layer = *waiter.layer;
   const std::vector<std::shared_ptr<BlobSource>> sources = layer.Sources();
   if (sources.empty()) return;
+  waiter.host = sources.front()->host();
   const registry::Client::LinkEstimate link = sources.front()->link();
   const double bytes = link.bytes_per_second * absl::ToDoubleSeconds(link.round_trip);
   if (bytes >= 0 && bytes < 1e15)
@@ -62,32 +65,43 @@ FetchEngine::FetchEngine(FetchEngineOptions options)
 FetchEngine::~FetchEngine() = default;
 
 void FetchEngine::Start() {
-  threads_.emplace_back([this] {
+  watch_thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), "lb-watch");
     WatchLoop();
   });
-  for (int i = 0; i < options_.limits.threads; ++i) {
+  absl::MutexLock lock(&mutex_);
+  StartFetchThread();
+}
+
+void FetchEngine::StartFetchThread() {
+  if (stopping_ || threads_.size() >= static_cast<size_t>(options_.limits.threads)) return;
+  try {
     threads_.emplace_back([this] {
       pthread_setname_np(pthread_self(), "lb-fetch");
       FetchLoop();
     });
+    ++looking_;
+  } catch (const std::system_error&) {
+    if (threads_.empty()) throw;  // else those that are there do the work
   }
 }
 
 void FetchEngine::Stop() {
   Outcome outcome;
+  std::vector<std::thread> threads;
   {
     absl::MutexLock lock(&mutex_);
     if (stopping_) return;
     stopping_ = true;
+    threads.swap(threads_);
     table_.FailAll(absl::CancelledError("the content store is being closed"), &outcome);
     cancelled_.clear();
     work_.SignalAll();
     watch_.SignalAll();
   }
   Settle(std::move(outcome));
-  for (std::thread& thread : threads_) thread.join();
-  threads_.clear();
+  for (std::thread& thread : threads) thread.join();
+  if (watch_thread_.joinable()) watch_thread_.join();
 }
 
 void FetchEngine::Acquire(WaiterPtr waiter) {
@@ -98,7 +112,7 @@ void FetchEngine::Acquire(WaiterPtr waiter) {
     // What an earlier run left is verified here: it needs no network, so it must not queue behind it.
     if (body.cache->Claimed(i)) body.cache->Verify(i).IgnoreError();
   }
-  NoteLink(*waiter->layer);
+  NoteLink(*waiter);
   if (waiter->context.cancel != nullptr) {
     waiter->registration.emplace(
         waiter->context.cancel->OnCancel([this, weak = std::weak_ptr<Waiter>(waiter)] {
@@ -194,6 +208,7 @@ void FetchEngine::FetchLoop() {
       absl::MutexLock lock(&mutex_);
       while (!stopping_ && (job = table_.NextJob()) == nullptr) work_.Wait(&mutex_);
       if (job == nullptr) return;
+      if (--looking_ == 0) StartFetchThread();
       work_.Signal();  // there may be more
     }
     const absl::Status status = JobRunner(*this, *job).Run();
@@ -201,6 +216,7 @@ void FetchEngine::FetchLoop() {
     {
       absl::MutexLock lock(&mutex_);
       table_.Done(job, status, Now(), &outcome);
+      ++looking_;
       work_.Signal();
     }
     Settle(std::move(outcome));

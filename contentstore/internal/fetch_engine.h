@@ -48,6 +48,8 @@ class FetchEngine final : public JobHost {
 
  private:
   void FetchLoop() ABSL_LOCKS_EXCLUDED(mutex_);
+  // One more, if there may be one: there is always one that looks for work.
+  void StartFetchThread() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WatchLoop() ABSL_LOCKS_EXCLUDED(mutex_);
   void NoteCancelled(const WaiterPtr& waiter) ABSL_LOCKS_EXCLUDED(mutex_);
   // What must not happen under the mutex: stopping fetches, calling back.
@@ -55,13 +57,15 @@ class FetchEngine final : public JobHost {
   static void Finish(Waiter& waiter, const absl::Status& status);
 
   const FetchEngineOptions options_;
-  std::vector<std::thread> threads_;                 // Start and Stop only
+  std::thread watch_thread_;                         // Start and Stop only
   std::atomic<int64_t> next_disk_error_{INT64_MIN};  // seconds; not told again before
 
   absl::Mutex mutex_;
   absl::CondVar work_;   // a job may be startable
   absl::CondVar watch_;  // a cancellation, an earlier deadline, or the end
   FlightTable table_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::thread> threads_ ABSL_GUARDED_BY(mutex_);
+  int looking_ ABSL_GUARDED_BY(mutex_) = 0;  // threads without a job
   std::vector<WaiterPtr> cancelled_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };

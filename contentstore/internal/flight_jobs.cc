@@ -1,6 +1,7 @@
 // The part of FlightTable that makes jobs: what is fetched next, and how much of it in one request.
 
 #include <algorithm>
+#include <tuple>
 
 #include "contentstore/internal/flight_table.h"
 
@@ -175,38 +176,88 @@ JobPtr FlightTable::BuildForWish(Wish* wish, FetchCause cause) const {
   return nullptr;
 }
 
-bool FlightTable::MayStart(FetchCause cause, uint64_t memory) const {
-  if (running_ == 0) return true;
+FlightTable::Room FlightTable::RoomFor(FetchCause cause, const std::string& host, uint64_t memory) const {
+  if (running_ == 0) return Room::kYes;
   const bool low = cause != FetchCause::kDemand;
-  if (low && running_low_ >= low_threads_) return false;
   const uint64_t most = low ? low_memory_ : limits_.max_memory_bytes;
-  return memory <= most && memory_ <= most - memory;
+  if (low && running_low_ >= low_threads_) return Room::kLater;
+  if (memory > most || memory_ > most - memory) return Room::kLater;
+  const auto found = hosts_.find(host);
+  if (found == hosts_.end()) return Room::kYes;
+  const HostShare& share = found->second;
+  const bool busy = share.running >= limits_.host_threads ||
+                    (low && share.running_low >= host_low_threads_) || running_ >= low_threads_ ||
+                    share.memory + memory > limits_.max_memory_bytes / 2 || memory_ + memory > low_memory_;
+  return busy ? Room::kNotThisHost : Room::kYes;
+}
+
+std::vector<const Layer*> FlightTable::LayersInOrder() const {
+  std::vector<std::tuple<FetchCause, int, uint64_t, const Layer*>> layers;
+  for (const auto& [layer, queue] : queues_) {
+    if (queue.pending.empty()) continue;
+    const auto& [cause, order] = queue.pending.begin()->first;
+    layers.emplace_back(cause, queue.running, order, layer);
+  }
+  std::sort(layers.begin(), layers.end());
+  std::vector<const Layer*> result;
+  for (const auto& one : layers) result.push_back(std::get<const Layer*>(one));
+  return result;
+}
+
+JobPtr FlightTable::BuildNext(LayerQueue* queue) const {
+  while (!queue->pending.empty()) {
+    const auto first = queue->pending.begin();
+    const FetchCause cause = first->first.first;
+    Pending& pending = first->second;
+    JobPtr job = pending.flight != nullptr ? BuildForFlight(*pending.flight, cause)
+                                           : BuildForWish(&pending.wish, cause);
+    if (job != nullptr) return job;
+    queue->pending.erase(first);  // a wish that has come true
+  }
+  return nullptr;
+}
+
+std::string FlightTable::HostOf(const Pending& pending) {
+  Layer& layer = pending.flight != nullptr ? *pending.flight->layer : *pending.wish.layer;
+  return layer.fetch_state().host;
 }
 
 JobPtr FlightTable::NextJob() {
-  while (!pending_.empty()) {
-    const auto first = pending_.begin();
-    const FetchCause cause = first->first.first;
-    if (!MayStart(cause, 0)) return nullptr;
-    Pending& pending = first->second;
-    const JobPtr job = pending.flight != nullptr ? BuildForFlight(*pending.flight, cause)
-                                                 : BuildForWish(&pending.wish, cause);
-    if (job == nullptr) {
-      pending_.erase(first);
-      continue;
+  std::set<std::string> full;
+  for (const Layer* layer : LayersInOrder()) {
+    const auto queue = queues_.find(layer);
+    const FetchCause cause = queue->second.pending.begin()->first.first;
+    const std::string host = HostOf(queue->second.pending.begin()->second);
+    if (full.contains(host)) continue;
+    Room room = RoomFor(cause, host, 0);
+    if (room == Room::kLater) return nullptr;
+    JobPtr job;
+    if (room == Room::kYes) {
+      job = BuildNext(&queue->second);
+      if (job == nullptr) {
+        DropIfIdle(queue);
+        continue;
+      }
+      room = RoomFor(job->cause, host, job->memory);
+    }
+    if (room == Room::kYes) {
+      Start(job);
+      return job;
     }
     // Strictly in order: nothing less urgent overtakes what is waiting for memory.
-    if (!MayStart(cause, job->memory)) return nullptr;
-    Start(job);
-    return job;
+    if (room == Room::kLater) return nullptr;
+    full.insert(host);
   }
   return nullptr;
 }
 
 void FlightTable::Start(const JobPtr& job) {
-  ++running_;
-  if (job->cause != FetchCause::kDemand) ++running_low_;
-  memory_ += job->memory;
+  job->host = job->layer->fetch_state().host;
+  HostShare& share = hosts_[job->host];
+  ++running_, ++share.running;
+  if (job->cause != FetchCause::kDemand) ++running_low_, ++share.running_low;
+  memory_ += job->memory, share.memory += job->memory;
+  ++queues_[job->layer.get()].running;
   for (const Job::Item& item : job->items) {
     Flight* const flight = FindOrAdd(job->layer, job->body, item.chunk_number);
     Unqueue(flight);
@@ -269,9 +320,8 @@ void FlightTable::WishAhead(const std::shared_ptr<Layer>& layer, const LayerBody
            BlobEnd(index.chunk(end)) - begin <= most) {
       ++end;
     }
-    Pending pending;
-    pending.wish = Wish{layer, body, first, end};
-    pending_[{FetchCause::kReadAhead, ++last_order_}] = std::move(pending);
+    queues_[layer.get()].pending[{FetchCause::kReadAhead, ++last_order_}].wish =
+        Wish{layer, body, first, end};
     state.ahead_chunk = end;
   }
   state.next_chunk = state.ahead_chunk;  // a miss after what is read ahead continues the run

@@ -16,11 +16,15 @@ absl::Status DeadlineError(const Waiter& waiter, absl::string_view how) {
                                                   waiter.layer->descriptor().digest.ToString(), " ", how));
 }
 
+// A quarter is left to demand.
+int LowThreads(int threads) { return std::max(1, threads - std::max(1, threads / 4)); }
+
 }  // namespace
 
 FlightTable::FlightTable(const FlightLimits& limits)
     : limits_(limits),
-      low_threads_(std::max(1, limits.threads - std::max(1, limits.threads / 4))),
+      low_threads_(LowThreads(limits.threads)),
+      host_low_threads_(LowThreads(limits.host_threads)),
       low_memory_(limits.max_memory_bytes / 4 * 3) {}
 
 FlightTable::Flight* FlightTable::Find(const Layer* layer, uint64_t chunk) const {
@@ -42,15 +46,23 @@ FlightTable::Flight* FlightTable::FindOrAdd(const std::shared_ptr<Layer>& layer,
   return flight.get();
 }
 
+FlightTable::QueueIterator FlightTable::DropIfIdle(QueueIterator queue) {
+  return queue->second.pending.empty() && queue->second.running == 0 ? queues_.erase(queue)
+                                                                     : std::next(queue);
+}
+
 void FlightTable::Queue(Flight* flight, FetchCause cause) {
   Unqueue(flight);
   flight->cause = cause;
   flight->order = ++last_order_;
-  pending_[{cause, flight->order}].flight = flight;
+  queues_[flight->layer.get()].pending[{cause, flight->order}].flight = flight;
 }
 
 void FlightTable::Unqueue(Flight* flight) {
-  if (flight->order != 0) pending_.erase({flight->cause, flight->order});
+  if (flight->order == 0) return;
+  const auto queue = queues_.find(flight->layer.get());
+  queue->second.pending.erase({flight->cause, flight->order});
+  DropIfIdle(queue);
   flight->order = 0;
 }
 
@@ -100,6 +112,7 @@ void FlightTable::Add(const WaiterPtr& waiter, absl::Duration now, Outcome* outc
     outcome->finished.emplace_back(waiter, status);
     return;
   }
+  waiter->layer->fetch_state().host = waiter->host;
   waiter->id = ++last_id_;
   waiter->waiting = true;
   waiters_[waiter.get()] = waiter;
@@ -167,7 +180,10 @@ void FlightTable::FailAll(const absl::Status& status, Outcome* outcome) {
     const WaiterPtr waiter = waiters_.begin()->second;
     Fail(waiter, status, outcome);
   }
-  pending_.clear();  // only wishes are left
+  for (auto it = queues_.begin(); it != queues_.end();) {
+    it->second.pending.clear();  // only wishes are left
+    it = DropIfIdle(it);
+  }
   std::set<JobPtr> jobs;
   for (const auto& [layer, flights] : flights_) {
     for (const auto& [chunk, flight] : flights) jobs.insert(flight->job);
@@ -176,9 +192,9 @@ void FlightTable::FailAll(const absl::Status& status, Outcome* outcome) {
 }
 
 void FlightTable::StopReadingAhead(const Layer* layer, Outcome* outcome) {
-  for (auto it = pending_.begin(); it != pending_.end();) {
-    const bool wish = it->second.flight == nullptr && it->second.wish.layer.get() == layer;
-    it = wish ? pending_.erase(it) : std::next(it);
+  if (const auto queue = queues_.find(layer); queue != queues_.end()) {
+    std::erase_if(queue->second.pending, [](const auto& one) { return one.second.flight == nullptr; });
+    DropIfIdle(queue);
   }
   const auto of_layer = flights_.find(layer);
   if (of_layer == flights_.end()) return;
@@ -228,9 +244,14 @@ void FlightTable::Deliver(const Job& job, uint64_t chunk, const Bytes& memory, O
 }
 
 void FlightTable::Done(const JobPtr& job, const absl::Status& status, absl::Duration now, Outcome* outcome) {
-  --running_;
-  if (job->cause != FetchCause::kDemand) --running_low_;
-  memory_ -= job->memory;
+  const auto queue = queues_.find(job->layer.get());
+  --queue->second.running;
+  DropIfIdle(queue);
+  const auto share = hosts_.find(job->host);
+  --running_, --share->second.running;
+  if (job->cause != FetchCause::kDemand) --running_low_, --share->second.running_low;
+  memory_ -= job->memory, share->second.memory -= job->memory;
+  if (share->second.running == 0) hosts_.erase(share);
   if (job->abandoned) return;
   job->abandoned = true;  // over: nobody has to stop it any more
   Expire(now, outcome);   // those whose time is up are told so, not what the source made of it

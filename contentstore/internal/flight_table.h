@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -34,6 +35,7 @@ struct Waiter {
   FetchContext context;
   std::shared_ptr<const void>
       pin;                  // keeps chunks of the range that have come; may be null where none are wanted
+  std::string host;         // of the source that would be asked now
   bool wants_range = true;  // false: only that the chunks are in the cache file matters (unlazy)
   absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done;
 
@@ -62,6 +64,7 @@ struct Job {
   FetchCause cause = FetchCause::kDemand;
   std::vector<Item> items;  // by end of blob range
   uint64_t memory = 0;      // bytes it may hold at once
+  std::string host;
   std::shared_ptr<base::CancelToken> cancel;
 
   // The table's.
@@ -81,7 +84,8 @@ struct FlightLimits {
   uint64_t min_range_bytes = 0;
   uint64_t max_range_bytes = 0;
   uint64_t max_memory_bytes = 0;
-  int threads = 0;
+  int host_threads = 0;  // jobs of one host at a time, at most
+  int threads = 0;       // of all hosts
 };
 
 class FlightTable {
@@ -104,7 +108,9 @@ class FlightTable {
   void ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end);
   void StopReadingAhead(const Layer* layer, Outcome* outcome);
 
-  // The most urgent job that may start now, started; null when there is none.
+  // The most urgent job that may start now, started; null when there is none. Among equally urgent ones the
+  // layer with the fewest jobs goes first. All jobs of a host may hang: it has at most host_threads and half
+  // of the memory, and a quarter of threads and memory is left to hosts that have no job.
   JobPtr NextJob();
   // A chunk of the job has arrived, in the cache file or (`memory` not null) not.
   void Deliver(const Job& job, uint64_t chunk, const Bytes& memory, Outcome* outcome);
@@ -123,7 +129,7 @@ class FlightTable {
     const LayerBody* body = nullptr;
     uint64_t chunk = 0;
     FetchCause cause = FetchCause::kDemand;
-    uint64_t order = 0;                   // its place in pending_; 0: none
+    uint64_t order = 0;                   // its place in the layer's queue; 0: none
     std::map<uint64_t, Waiter*> waiters;  // by id
     JobPtr job;                           // null while pending
   };
@@ -139,6 +145,16 @@ class FlightTable {
     Wish wish;
   };
   using Place = std::pair<FetchCause, uint64_t>;
+  struct LayerQueue {
+    std::map<Place, Pending> pending;
+    int running = 0;  // jobs
+  };
+  // What running jobs of one host have.
+  struct HostShare {
+    int running = 0;
+    int running_low = 0;
+    uint64_t memory = 0;
+  };
   using LayerFlights = std::map<uint64_t, std::unique_ptr<Flight>>;
   class JobBuilder;  // flight_jobs.cc
 
@@ -157,7 +173,14 @@ class FlightTable {
   JobPtr BuildForWish(Wish* wish, FetchCause cause) const;
   // `run`: blob bytes that the reader has come along so far.
   uint64_t RangeTarget(Layer& layer, int streak, uint64_t run, FetchCause cause) const;
-  bool MayStart(FetchCause cause, uint64_t memory) const;
+  // Whether a job may have so much memory. kLater: not as long as all together have so much.
+  enum class Room { kYes, kNotThisHost, kLater };
+  Room RoomFor(FetchCause cause, const std::string& host, uint64_t memory) const;
+  static std::string HostOf(const Pending& pending);
+  std::vector<const Layer*> LayersInOrder() const;
+  JobPtr BuildNext(LayerQueue* queue) const;
+  using QueueIterator = std::unordered_map<const Layer*, LayerQueue>::iterator;
+  QueueIterator DropIfIdle(QueueIterator queue);
   void Start(const JobPtr& job);
   void NoteSequence(const Job& job);
   // `position`: the chunk that the reader has come to.
@@ -165,12 +188,14 @@ class FlightTable {
 
   const FlightLimits limits_;
   const int low_threads_;  // how many threads work that nobody waits for may take
+  const int host_low_threads_;
   const uint64_t low_memory_;
   uint64_t last_id_ = 0;
   uint64_t last_order_ = 0;
   uint64_t rotation_ = 0;
   std::unordered_map<const Layer*, LayerFlights> flights_;
-  std::map<Place, Pending> pending_;
+  std::unordered_map<const Layer*, LayerQueue> queues_;  // of layers with something pending or running
+  std::map<std::string, HostShare> hosts_;               // with running jobs
   std::unordered_map<Waiter*, WaiterPtr> waiters_;
   std::set<std::pair<absl::Duration, Waiter*>> deadlines_;
   int running_ = 0;

@@ -29,6 +29,9 @@ class JobRunner::Window {
     }
     base_ = needed_from_[0];
     begin_ = base_;
+    uint64_t largest = 0;
+    for (const Job::Item* item : items_) largest = std::max(largest, item->chunk.blob_size);
+    buffer_.reserve(std::min(end_ - base_, largest + kDropBytes));  // what the job's memory counts
   }
 
   registry::ByteRange range() const { return {begin_, end_ - begin_}; }

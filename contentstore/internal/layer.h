@@ -57,6 +57,7 @@ struct LayerFetchState {
     return first < next_chunk ? streak : streak + 1;
   }
   std::vector<Cooling> cooling;
+  std::string host;  // that its first source hangs on
 };
 
 // Thread-safe.

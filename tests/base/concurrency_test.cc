@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <thread>
 
+#include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/notification.h"
 #include "base/cancel.h"
 #include "base/fault.h"
@@ -74,6 +75,29 @@ TEST(ThreadPoolTest, RunsInOrderAndDrains) {
   }
   ASSERT_EQ(order.size(), 100u);
   for (int i = 0; i < 100; ++i) EXPECT_EQ(order[static_cast<size_t>(i)], i);
+}
+
+TEST(ThreadPoolTest, TasksOfAKeyThatHangLeaveThreadsToOthers) {
+  absl::Notification go_on;
+  absl::BlockingCounter hanging(3);
+  absl::Notification other;
+  std::atomic<int> ended{0};
+  {
+    ThreadPool pool("keys", 8, 3);
+    for (int i = 0; i < 20; ++i) {
+      pool.Schedule("dead", [&, i] {
+        if (i < 3) hanging.DecrementCount();
+        go_on.WaitForNotification();
+        ++ended;
+      });
+    }
+    hanging.Wait();
+    pool.Schedule("good", [&] { other.Notify(); });
+    EXPECT_TRUE(other.WaitForNotificationWithTimeout(absl::Seconds(60)));
+    EXPECT_EQ(ended, 0);
+    go_on.Notify();
+  }
+  EXPECT_EQ(ended, 20);
 }
 
 TEST(ThreadPoolTest, WorksInParallel) {
