@@ -190,8 +190,9 @@ _descriptors_leaked() {
   read -r -a before <<< "$_USAGE"
   read -r -a now <<< "$(usage_of "$FAULTS_ROOT")"
   _GROWN="before $_USAGE, now ${now[*]} (descriptors, of cached layers, sockets and pipes, threads, KiB)"
-  # Each layer in the cache holds two files open. Connections, pipes, threads and memory come in pools: bounded.
-  ((now[0] > before[0] || now[1] > 2 * $(find "$FAULTS_ROOT/layers/layers" -mindepth 1 -maxdepth 1 | wc -l) ||
+  # Each layer in the cache holds two files open, and one for some seconds while its pages are dropped. Connections,
+  # pipes, threads and memory come in pools: bounded.
+  ((now[0] > before[0] || now[1] > 3 * $(find "$FAULTS_ROOT/layers/layers" -mindepth 1 -maxdepth 1 | wc -l) ||
     now[2] > before[2] + 100 || now[3] > before[3] + 200 || now[4] > before[4] + FAULTS_RSS_KIB))
 }
 _leaks_check() {
@@ -227,7 +228,7 @@ evil_start() {
   "$BUILD_DIR/tests/test_registry_server" --host-file "$file" "$@" > /dev/null 2>> "$SCRATCH/evil.log" &
   EVIL_PID=$!
   disown "$EVIL_PID"
-  on_exit "kill -CONT $EVIL_PID 2>/dev/null; end_process $EVIL_PID"
+  on_exit "kill -9 $EVIL_PID 2>/dev/null || true"
   wait_until 30 "test_registry_server did not start: $(tail -1 "$SCRATCH/evil.log")" test -s "$file"
   EVIL=$(cat "$file")
 }

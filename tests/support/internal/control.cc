@@ -56,6 +56,7 @@ json LogLine(const LoggedRequest& request) {
           {"query", request.query},
           {"range", request.range},
           {"authorization", request.authorization},
+          {"headers", request.headers},
           {"status", request.status},
           {"body_bytes", request.body_bytes},
           {"received_bytes", request.received_bytes},

@@ -9,7 +9,8 @@
 //   DELETE /_test/faults
 //   POST   /_test/gates/NAME/open, …/close
 //   GET    /_test/gates/NAME  {"waiting":N,"arrived":N}
-//   GET    /_test/log         array of requests;   DELETE /_test/log
+//   GET    /_test/log         array of requests ("headers": pairs of names in lower case and values);
+//   DELETE /_test/log
 //   GET    /_test/stats       {"connections":…,"token_requests":…,"requests":…,"body_bytes":…}
 //   POST   /_test/auth        {"kind":"none|basic|bearer","username":…,"password":…,"identity_token":…,
 //                             "token_ttl_ms":…,"realm":…}
