@@ -67,6 +67,8 @@ void ArmFaultsFromEnvironment() {
         raise(SIGKILL);
         return absl::OkStatus();
       });
+    } else if (point.second == "abort") {
+      Arm(point.first, []() -> absl::Status { std::abort(); });
     } else {
       Arm(point.first,
           [name = point.first] { return absl::InternalError(absl::StrCat("fault injected at ", name)); });

@@ -2,7 +2,7 @@
 
 // Named fault points: places where a test may make the code fail, stop or die. One relaxed load when none is
 // armed. Points are armed by a test in its own process, or, for child processes, by
-// LAZYBLOB_FAULTS="name=kill,name=error".
+// LAZYBLOB_FAULTS="name=kill,name=abort,name=error".
 
 #include <atomic>
 #include <functional>

@@ -1,9 +1,6 @@
 #include "contentstore/content_store.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -13,10 +10,10 @@
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
+#include "base/crash_record.h"
+#include "base/fault.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
@@ -25,7 +22,9 @@
 #include "contentstore/internal/fetch_engine.h"
 #include "contentstore/internal/layer.h"
 #include "contentstore/internal/layer_builder.h"
+#include "contentstore/internal/scrub.h"
 #include "contentstore/internal/shared_task.h"
+#include "contentstore/internal/store_root.h"
 #include "contentstore/internal/unlazy.h"
 
 namespace lazyblob::contentstore {
@@ -37,46 +36,17 @@ constexpr int kLayerThreads = 8;  // for layers of one registry
 constexpr int kHosts = 8;
 constexpr int kRemoveLooks = 50;
 
-absl::StatusOr<base::UniqueFd> LockRoot(const std::string& root, absl::Duration patience) {
-  ASSIGN_OR_RETURN(base::UniqueFd lock, base::OpenFile(root + "/store.lock", O_RDWR | O_CREAT));
-  const absl::Duration give_up = base::SystemClock().Monotonic() + patience;
-  while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK && errno != EINTR) return base::ErrnoStatus(errno, absl::StrCat("lock ", root));
-    if (base::SystemClock().Monotonic() >= give_up) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          base::Printable(root), " is in use by another process; stop it or choose another --root"));
-    }
-    absl::SleepFor(absl::Milliseconds(20));
+// Lives while a thread parses bytes of the layer: where it dies, it is known of what.
+struct Parsing {
+  explicit Parsing(const Layer& layer) : subject(layer.descriptor().digest.ToString()) {
+    base::FaultPoint(absl::StrCat("contentstore.parse/", layer.descriptor().digest.ToString())).IgnoreError();
   }
-  return lock;
-}
+  const base::CrashSubject subject;
+};
 
-// The directory is ours alone, whatever the umask or whoever made it.
-absl::Status CheckPrivate(const std::string& directory) {
-  struct stat st{};
-  if (lstat(directory.c_str(), &st) != 0) return base::ErrnoStatus(errno, absl::StrCat("stat ", directory));
-  if (!S_ISDIR(st.st_mode) || st.st_uid != geteuid()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        base::Printable(directory), " is not a directory of ours; remove it or choose another --root"));
-  }
-  if ((st.st_mode & 077) != 0 && chmod(directory.c_str(), 0700) != 0) {
-    return base::ErrnoStatus(errno, absl::StrCat("chmod ", directory));
-  }
-  return absl::OkStatus();
-}
-
-std::string DirectoryName(const base::Digest& digest) {
-  return absl::StrCat(digest.algorithm() == base::DigestAlgorithm::kSha256 ? "sha256-" : "sha512-",
-                      digest.hex());
-}
-
-std::function<absl::StatusOr<uint64_t>()> FreeBytesOf(const ContentStoreOptions& options) {
-  if (options.free_bytes) return options.free_bytes;
-  return [root = options.root]() -> absl::StatusOr<uint64_t> {
-    struct statvfs disk{};
-    if (statvfs(root.c_str(), &disk) != 0) return base::ErrnoStatus(errno, absl::StrCat("statvfs ", root));
-    return uint64_t{disk.f_bavail} * disk.f_frsize;
-  };
+absl::Status MayParse(Layer& layer) {
+  if (!layer.refused().ok() && layer.body() == nullptr) layer.SetNotLazyReason(kReasonCrashed);
+  return layer.refused();
 }
 
 class Store final : public ContentStore {
@@ -84,9 +54,9 @@ class Store final : public ContentStore {
   explicit Store(ContentStoreOptions options)
       : options_(std::move(options)),
         layers_directory_(options_.root + "/layers"),
-        budget_(std::make_shared<CacheBudget>(CacheLimits{options_.max_cache_bytes, options_.min_free_bytes,
-                                                          options_.max_pinned_bytes, FreeBytesOf(options_),
-                                                          options_.clock})),
+        budget_(std::make_shared<CacheBudget>(CacheLimits{
+            options_.max_cache_bytes, options_.min_free_bytes, options_.max_pinned_bytes,
+            options_.free_bytes ? options_.free_bytes : FreeBytesOf(options_.root), options_.clock})),
         spools_({options_.blob_window_bytes, options_.blob_idle, options_.max_spool_bytes,
                  options_.keep_blobs, budget_, options_.clock, options_.log}),
         builder_options_{options_.limits, options_.log, &spools_, budget_},
@@ -118,6 +88,7 @@ class Store final : public ContentStore {
     return static_cast<Layer&>(layer).PinForMount(mounted);
   }
   absl::Status Remove(const base::Digest& digest) override;
+  ScrubStatus scrub_status() const override { return scrubber_->status(); }
 
  private:
   // The whole-layer work going on for a layer. Entries stay until the layer is removed.
@@ -131,12 +102,14 @@ class Store final : public ContentStore {
   std::shared_ptr<Layer> FindLayer(const base::Digest& digest) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Restore() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status RestoreLayer(const std::string& name) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<Layer> NewLayer(const LayerRecord& record, const std::string& directory) const;
+  void StartScrubber();
   absl::StatusOr<std::shared_ptr<Layer>> MakeLayer(const DescriptorHandler& handler)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(record_mutex_);
   absl::StatusOr<uint32_t> TakeId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(record_mutex_);
   absl::Status WriteRecord(const Layer& layer) ABSL_LOCKS_EXCLUDED(record_mutex_);
   void SyncLoop() ABSL_LOCKS_EXCLUDED(mutex_);
-  void SyncAll() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool SyncAll() ABSL_LOCKS_EXCLUDED(mutex_);
   bool DropOldestBlob() ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<std::shared_ptr<Layer>> AllLayers() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -155,6 +128,8 @@ class Store final : public ContentStore {
   std::unique_ptr<base::ThreadPool> layer_threads_;
   std::unique_ptr<base::ThreadPool> toc_threads_;  // a few ranges must not wait behind whole layers
   std::thread sync_thread_;
+  std::unique_ptr<Scrubber> scrubber_;
+  bool clean_ = false;  // the run before ended well
 
   absl::Mutex record_mutex_
       ABSL_ACQUIRED_BEFORE(mutex_);  // writing of records, making and removing of layers
@@ -172,10 +147,8 @@ absl::Status Store::Start() {
     return absl::InvalidArgumentError(
         "fetch_threads must be positive and min_range_bytes at most max_range_bytes");
   }
-  RETURN_IF_ERROR(base::MakeDirectories(layers_directory_));
-  RETURN_IF_ERROR(CheckPrivate(options_.root));
-  RETURN_IF_ERROR(CheckPrivate(layers_directory_));
-  ASSIGN_OR_RETURN(lock_, LockRoot(options_.root, options_.lock_patience));
+  ASSIGN_OR_RETURN(lock_, TakeRoot(options_.root, options_.lock_patience));
+  ASSIGN_OR_RETURN(clean_, TakeCleanMark(options_.root));
   RETURN_IF_ERROR(Restore());
   budget_->SetBlobDropper([this] { return DropOldestBlob(); });
   engine_->Start();
@@ -183,10 +156,24 @@ absl::Status Store::Start() {
   layer_threads_ = std::make_unique<base::ThreadPool>("lb-layer", kHosts * kLayerThreads, kLayerThreads);
   toc_threads_ = std::make_unique<base::ThreadPool>("lb-toc", kHosts * kLayerThreads, kLayerThreads);
   sync_thread_ = std::thread([this] { SyncLoop(); });
+  StartScrubber();
   return absl::OkStatus();
 }
 
+void Store::StartScrubber() {
+  ScrubOptions scrub;
+  scrub.state_path = options_.root + "/scrub";
+  scrub.interval = options_.scrub_interval;
+  scrub.bytes_per_second = options_.scrub_bytes_per_second;
+  scrub.clock = options_.clock;
+  scrub.log = options_.log;
+  scrub.layers = [this] { return AllLayers(); };
+  scrubber_ = std::make_unique<Scrubber>(std::move(scrub));
+  scrubber_->Start(/*unclean=*/!clean_);
+}
+
 Store::~Store() {
+  if (scrubber_ != nullptr) scrubber_->Stop();
   std::vector<std::shared_ptr<SharedTask>> tasks;
   {
     absl::MutexLock lock(&mutex_);
@@ -204,7 +191,9 @@ Store::~Store() {
   toc_threads_.reset();
   layer_threads_.reset();
   if (sync_thread_.joinable()) sync_thread_.join();
-  SyncAll();
+  const bool compared = scrubber_ != nullptr && scrubber_->Finish();
+  // What was not compared is left to the next run.
+  if (SyncAll() && compared) PutCleanMark(options_.root);
 }
 
 absl::Status Store::Restore() {
@@ -212,11 +201,7 @@ absl::Status Store::Restore() {
   absl::StatusOr<std::string> text = base::ReadFile(counter, 64);
   {
     absl::MutexLock lock(&record_mutex_);
-    uint32_t id = 0;
-    if (text.ok() && absl::SimpleAtoi(absl::StripAsciiWhitespace(*text), &id) && id >= 1 &&
-        id <= kMaxLayerId) {
-      next_id_ = id;
-    }
+    next_id_ = ReadNextId(options_.root);
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> names, base::ListDirectory(layers_directory_));
   for (const std::string& name : names) {
@@ -234,10 +219,10 @@ absl::Status Store::Restore() {
 absl::Status Store::RestoreLayer(const std::string& name) {
   const std::string directory = layers_directory_ + "/" + name;
   ASSIGN_OR_RETURN(const LayerRecord record, ReadLayerRecord(directory));
-  if (DirectoryName(record.descriptor.digest) != name)
+  if (LayerDirectoryName(record.descriptor.digest) != name)
     return absl::DataLossError("layer.json is of another layer");
   RETURN_IF_ERROR(base::RemoveTree(directory + "/build"));
-  auto layer = std::make_shared<Layer>(record, directory, engine_, options_.source_factory);
+  std::shared_ptr<Layer> layer = NewLayer(record, directory);
   if (struct stat kept{}; stat(layer->kept_path().c_str(), &kept) == 0) {
     CacheBudget::Charge charge(budget_);
     charge.Set(static_cast<uint64_t>(kept.st_blocks) * 512);
@@ -246,6 +231,7 @@ absl::Status Store::RestoreLayer(const std::string& name) {
   }
   absl::StatusOr<std::unique_ptr<LayerBody>> body = OpenLayerBody(directory, false, budget_);
   if (body.ok()) {
+    if (clean_) (*body)->cache->Trust();
     layer->Install(*std::move(body));
   } else if (!absl::IsNotFound(body.status())) {
     options_.log(absl::StrCat("the index of layer ", record.descriptor.digest.ToString(),
@@ -260,6 +246,12 @@ absl::Status Store::RestoreLayer(const std::string& name) {
   return absl::OkStatus();
 }
 
+std::shared_ptr<Layer> Store::NewLayer(const LayerRecord& record, const std::string& directory) const {
+  auto layer = std::make_shared<Layer>(record, directory, engine_, options_.source_factory);
+  if (options_.may_parse) layer->Refuse(options_.may_parse(record.descriptor.digest));
+  return layer;
+}
+
 // Ids are handed out in turn, so that the kernel, which may remember a removed layer's inodes, does not meet
 // them soon.
 absl::StatusOr<uint32_t> Store::TakeId() {
@@ -267,7 +259,7 @@ absl::StatusOr<uint32_t> Store::TakeId() {
     const uint32_t id = next_id_;
     next_id_ = id % kMaxLayerId + 1;
     if (FindById(id) != nullptr) continue;
-    RETURN_IF_ERROR(base::WriteFileAtomically(options_.root + "/next-id", absl::StrCat(next_id_, "\n")));
+    RETURN_IF_ERROR(WriteNextId(options_.root, next_id_));
     return id;
   }
   return absl::ResourceExhaustedError("there are too many layers; remove some");
@@ -279,12 +271,12 @@ absl::StatusOr<std::shared_ptr<Layer>> Store::MakeLayer(const DescriptorHandler&
   record.diff_id = handler.diff_id;
   for (const auto& source : handler.sources) record.sources.push_back(source->name());
   ASSIGN_OR_RETURN(record.id, TakeId());
-  const std::string directory = layers_directory_ + "/" + DirectoryName(handler.descriptor.digest);
+  const std::string directory = layers_directory_ + "/" + LayerDirectoryName(handler.descriptor.digest);
   RETURN_IF_ERROR(base::RemoveTree(directory));
   RETURN_IF_ERROR(base::MakeDirectories(directory));
   RETURN_IF_ERROR(WriteLayerRecord(directory, record));
   RETURN_IF_ERROR(base::SyncDirectory(layers_directory_));
-  auto layer = std::make_shared<Layer>(record, directory, engine_, options_.source_factory);
+  std::shared_ptr<Layer> layer = NewLayer(record, directory);
   RETURN_IF_ERROR(layer->Merge(handler));
   return layer;
 }
@@ -372,9 +364,11 @@ absl::Status Store::EnsureIndexed(LazyLayer& lazy, bool keep_data, const FetchCo
   const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
   if (layer->state() == LayerState::kQuarantined) return layer->QuarantineError();
   if (layer->body() != nullptr) return absl::OkStatus();
+  RETURN_IF_ERROR(MayParse(*layer));
   return RunShared(layer, *layer_threads_, &LayerTasks::index, context, progress,
                    [this, keep_data](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
                      if (one->body() != nullptr) return absl::OkStatus();
+                     const Parsing parsing(*one);
                      const absl::Status status =
                          LayerBuilder(builder_options_, *one, task).BuildIndex(keep_data);
                      if (!status.ok() && !absl::IsCancelled(status)) one->NoteError(status);
@@ -387,9 +381,11 @@ absl::Status Store::EnsureIndexedFromToc(LazyLayer& lazy, const FetchContext& co
   const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
   if (layer->state() == LayerState::kQuarantined) return layer->QuarantineError();
   if (layer->body() != nullptr) return absl::OkStatus();
+  RETURN_IF_ERROR(MayParse(*layer));
   return RunShared(layer, *toc_threads_, &LayerTasks::toc, context, {},
                    [this](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
                      if (one->body() != nullptr) return absl::OkStatus();
+                     const Parsing parsing(*one);
                      const auto indexed = LayerBuilder(builder_options_, *one, task).IndexFromToc();
                      if (indexed.ok() && !*indexed) {
                        return absl::FailedPreconditionError(absl::StrCat(
@@ -415,6 +411,8 @@ absl::Status Store::Unlazy(LazyLayer& lazy, const FetchContext& context, const P
         if (one->body()->random_access) {
           return UnlazyChunks(*engine_, one, options_.max_range_bytes, task);
         }
+        RETURN_IF_ERROR(one->refused());
+        const Parsing parsing(*one);
         const absl::Status status = LayerBuilder(builder_options_, *one, task).BuildData();
         const absl::Status written = WriteRecord(*one);
         if (!status.ok()) return status;
@@ -533,16 +531,20 @@ bool Store::DropOldestBlob() {
                      [this](const auto& one) { return spools_.DropKept(*one.second); });
 }
 
-void Store::SyncAll() {
+// Whether all is durable.
+bool Store::SyncAll() {
+  bool durable = true;
   for (const std::shared_ptr<Layer>& layer : AllLayers()) {
     const LayerBody* const body = layer->body();
     if (body == nullptr) continue;
     const absl::Status status = body->cache->Sync();
     if (status.ok()) continue;
+    durable = false;
     options_.log(absl::StrCat(
         "cached chunks of layer ", layer->descriptor().digest.ToString(),
         " did not reach the disk and will be fetched again: ", base::Printable(status.message())));
   }
+  return durable;
 }
 
 }  // namespace

@@ -104,7 +104,12 @@ struct LayerStats {
   uint64_t cached_bytes = 0;  // data-area bytes present
   std::string last_source;    // which source served last; information only
   std::string last_error;     // of the last failed read; empty if none
+
+  uint64_t rotten_chunks = 0;  // cached ones that this process found wrong or unreadable
 };
+
+// LazyLayer::not_lazy_reason of a layer that ContentStoreOptions::may_parse refuses.
+inline constexpr absl::string_view kReasonCrashed = "crashed";
 
 enum class LayerState : uint8_t {
   kNeedsIndex,   // plain layer never seen: must be streamed once
@@ -144,6 +149,11 @@ class LazyLayer {
                        absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done) = 0;
   // Ends all outstanding Acquires of this layer with `status` (used before its mount goes away).
   virtual void FailOutstanding(const absl::Status& status) = 0;
+  // Reading what TryAcquire or Acquire gave has failed: what is cached of the range is compared with its
+  // digests, and fetched if it is not right, before it is given out again.
+  virtual void Doubt(uint64_t offset, uint64_t length) {
+    static_cast<void>(offset), static_cast<void>(length);
+  }
 
   virtual LayerStats stats() const = 0;
 };
@@ -172,6 +182,11 @@ struct ContentStoreOptions {
   uint64_t min_free_bytes = 0;    // the same while the disk has less left than this; 0: not looked at
   uint64_t max_pinned_bytes = 0;  // of layers that PinForMount holds; 0: no limit
   std::function<absl::StatusOr<uint64_t>()> free_bytes;  // for tests; empty: of the root's file system
+  // How often everything cached is compared with its digests, in the background; infinite: never.
+  absl::Duration scrub_interval = absl::InfiniteDuration();
+  uint64_t scrub_bytes_per_second = 8 << 20;  // 0: as fast as it goes
+  // Asked once per layer whether its bytes may be parsed; an error is what indexing and fetching it end with.
+  std::function<absl::Status(const base::Digest&)> may_parse;  // empty: all may
   layer::BuildLimits limits;
   SourceFactory
       source_factory;  // may be empty: then restored layers have no sources until a handler is added
@@ -181,11 +196,20 @@ struct ContentStoreOptions {
   std::function<void(absl::string_view)> log;
 };
 
+// What the comparison of the cache with its digests has done.
+struct ScrubStatus {
+  bool running = false;
+  absl::Time ended = absl::InfinitePast();  // of the last that was finished
+  uint64_t chunks = 0;                      // compared by the one that runs, else by the last of this process
+  uint64_t bytes = 0;
+  uint64_t rotten = 0;  // chunks found wrong or unreadable by this process, at its start or later
+};
+
 // Thread-safe.
 class ContentStore {
  public:
-  // Opens or creates; restores every layer whose record is on disk (no network). After an unclean stop,
-  // chunks written since the last sync are verified before they are trusted.
+  // Opens or creates; restores every layer whose record is on disk (no network). After an unclean stop
+  // complete layers are compared with their digests, in the background, before PinForMount gives them.
   static absl::StatusOr<std::unique_ptr<ContentStore>> Open(ContentStoreOptions options);
   virtual ~ContentStore() = default;  // waits for running fetches; syncs
 
@@ -244,14 +268,15 @@ class ContentStore {
     return {};
   }
   // Before `data` itself is mounted: nothing of it is evicted while the result lives. FailedPrecondition: the
-  // layer is not complete. ResourceExhausted: it would be above max_pinned_bytes. Neither when it is
-  // `mounted` already.
+  // layer is not complete, or not compared yet after an unclean stop. ResourceExhausted: it would be above
+  // max_pinned_bytes. Neither when it is `mounted` already.
   virtual absl::StatusOr<std::shared_ptr<const void>> PinForMount(LazyLayer& layer, bool mounted) {
     static_cast<void>(layer), static_cast<void>(mounted);
     return nullptr;
   }
   // Forgets a layer that nobody holds and removes its files; FailedPrecondition while it is held.
   virtual absl::Status Remove(const base::Digest& digest) = 0;
+  virtual ScrubStatus scrub_status() const { return {}; }
 };
 
 }  // namespace lazyblob::contentstore

@@ -97,6 +97,16 @@ absl::Status Duration(const Place& place, absl::Duration least, absl::Duration m
                                   " and ", absl::FormatDuration(most)));
 }
 
+// "off": infinite.
+absl::Status DurationOrOff(const Place& place, absl::Duration least, absl::Duration most,
+                           absl::Duration* out) {
+  const bool off = place.value.kind == TomlValue::Kind::kString && place.value.text == "off";
+  if (off) *out = absl::InfiniteDuration();
+  if (off || Duration(place, least, most, out).ok()) return absl::OkStatus();
+  return place.Error(absl::StrCat(" must be \"off\" or a duration between ", absl::FormatDuration(least),
+                                  " and ", absl::FormatDuration(most), ", like \"24h\""));
+}
+
 absl::Status Size(const Place& place, uint64_t* out) {
   constexpr std::array<absl::string_view, 5> kUnits = {"B", "KiB", "MiB", "GiB", "TiB"};
   if (place.value.kind == TomlValue::Kind::kInteger) {
@@ -155,6 +165,10 @@ const std::vector<Key>& Keys() {
       {"cache", "max_bytes", [](const Place& at, Config* c) { return Size(at, &c->cache.max_bytes); }},
       {"cache", "pinned_max", [](const Place& at, Config* c) { return Size(at, &c->cache.pinned_max); }},
       {"cache", "min_free", [](const Place& at, Config* c) { return Size(at, &c->cache.min_free); }},
+      {"cache", "scrub",
+       [](const Place& at, Config* c) {
+         return DurationOrOff(at, absl::Seconds(1), absl::Hours(24 * 366), &c->cache.scrub);
+       }},
       {"cache", "keep_blobs", [](const Place& at, Config* c) { return Flag(at, &c->cache.keep_blobs); }},
       {"fuse", "mode",
        [](const Place& at, Config* c) {

@@ -23,6 +23,8 @@ struct Config {
     uint64_t max_bytes = 0;   // of all that can be fetched again; 0: no limit
     uint64_t pinned_max = 0;  // of layers mounted on their cache file; 0: half of max_bytes
     uint64_t min_free = 0;    // of the root's file system; 0: not looked at
+    // How often all is compared with its digests; infinite: never.
+    absl::Duration scrub = absl::Hours(168);
     bool keep_blobs = false;  // original bytes that were read whole stay in the store
   } cache;
   struct Fuse {

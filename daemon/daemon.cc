@@ -18,6 +18,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/crash_record.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "containerd/grpc_server.h"
@@ -183,11 +184,22 @@ class Daemon {
     if (options_.standalone) client.local_hosts_may_be_insecure = false;  // --plain-http says so
     client_ = std::make_unique<registry::Client>(std::move(client));
 
+    auto crashes = base::CrashRecord::Open(root() + "/crashes");
+    if (crashes.ok()) {
+      crashes_ = *std::move(crashes);
+    } else {
+      log_(absl::StrCat("an image that crashes this daemon will not be skipped: ",
+                        base::Printable(crashes.status().message())));
+    }
     contentstore::ContentStoreOptions store;
     store.root = root() + "/layers";
+    store.may_parse = [this](const base::Digest& digest) {
+      return crashes_ == nullptr ? absl::OkStatus() : crashes_->Check(digest.ToString());
+    };
     store.source_factory = RecordedSources(client_.get(), options_.config.snapshotter.url_hosts);
     const Config::Cache& cache = options_.config.cache;
     store.keep_blobs = cache.keep_blobs;
+    store.scrub_interval = cache.scrub;
     store.max_cache_bytes = cache.max_bytes;
     store.min_free_bytes = cache.min_free;
     store.max_pinned_bytes = cache.pinned_max == 0 ? cache.max_bytes / 2 : cache.pinned_max;
@@ -363,6 +375,7 @@ class Daemon {
   uint64_t generation_ = 0;
   std::unique_ptr<fuse::KeeperClient> keeper_;
   std::unique_ptr<registry::Client> client_;
+  std::unique_ptr<base::CrashRecord> crashes_;  // null: it cannot be kept
   std::unique_ptr<contentstore::ContentStore> store_;
   std::unique_ptr<exporter::Leases> leases_;
   std::unique_ptr<fuse::FuseServer> server_;

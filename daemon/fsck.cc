@@ -9,6 +9,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/crash_record.h"
 #include "base/file.h"
 #include "base/sqlite.h"
 #include "base/status.h"
@@ -68,6 +69,19 @@ class RootCheck {
       RETURN_IF_ERROR(Needs(*store, link.name, layer + "/index", "pull its image again"));
     }
     return options_.alone ? CheckDirectories(with_directory) : absl::OkStatus();
+  }
+
+  absl::Status CheckCrashes() {
+    const std::string path = root_ + "/crashes";
+    const auto crashes = base::CrashRecord::Read(path);
+    if (absl::IsNotFound(crashes.status())) return absl::OkStatus();
+    RETURN_IF_ERROR(crashes.status());
+    for (const auto& [subject, times] : *crashes) {
+      Found(absl::StrCat(path, ": the daemon has crashed ", times, times == 1 ? " time" : " times", " over ",
+                         subject, options_.repair ? "; it will be tried again" : ""),
+            options_.repair);
+    }
+    return options_.repair ? base::RemoveTree(path) : absl::OkStatus();
   }
 
   absl::Status CheckContent() {
@@ -151,6 +165,7 @@ absl::Status Fsck(const std::string& root, const contentstore::CheckOptions& opt
   // Layers first: a snapshot may miss what is taken away there.
   RETURN_IF_ERROR(contentstore::CheckLayers(root + "/layers", options, found, &totals->layers));
   RootCheck check(root, options, found, totals);
+  RETURN_IF_ERROR(check.CheckCrashes());
   RETURN_IF_ERROR(check.CheckSnapshots());
   return check.CheckContent();
 }

@@ -242,6 +242,9 @@ void PreparedImages::RunIndex(const ImagePtr& image, size_t i) {
   contentstore::FetchContext context = Context(image, contentstore::FetchCause::kIndex);
   context.deadline = options_.clock->Monotonic() + options_.resolve_timeout;
   absl::Status status = layers_->store().EnsureIndexedFromToc(*layer, context);
+  if (!status.ok() && layer->not_lazy_reason() == contentstore::kReasonCrashed) {
+    return FinishLayer(image, i, layer, NotLazyError(contentstore::kReasonCrashed, status));
+  }
   const bool plain = absl::IsFailedPrecondition(status) && layer->index() == nullptr;
   const bool whole = status.ok() && !layer->index()->info().random_access &&
                      layer->state() != contentstore::LayerState::kComplete;
@@ -274,7 +277,8 @@ void PreparedImages::RunStream(const ImagePtr& image, size_t i, const LazyLayerP
   if (status.ok()) status = layers_->MakeReadable(*layer, context, report);
   if (!status.ok()) {
     const bool quarantined = layer->state() == contentstore::LayerState::kQuarantined;
-    status = NotLazyError(quarantined ? "quarantined" : "index-failed", status);
+    const bool crashed = layer->not_lazy_reason() == contentstore::kReasonCrashed;
+    status = NotLazyError(quarantined ? "quarantined" : crashed ? "crashed" : "index-failed", status);
   }
   FinishLayer(image, i, layer, status);
 }

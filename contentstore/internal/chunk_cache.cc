@@ -145,36 +145,72 @@ void ChunkCache::Forget(uint64_t chunk) {
   cached_bytes_.fetch_sub(index_->chunk(chunk).data_size, std::memory_order_relaxed);
   // A map that cannot be written keeps a wrong claim; the next run will find it out by the SHA-256.
   WriteWord(chunk / 64).IgnoreError();
-  if (complete_.exchange(false, std::memory_order_acq_rel)) {
-    base::PwriteFull(presence_.get(), 0, MakePresenceHeader(*index_, false)).IgnoreError();
-  }
+  ForgetMark();
 }
 
-absl::Status ChunkCache::Verify(uint64_t chunk) {
-  if (Present(chunk)) return absl::OkStatus();
-  if (!Claimed(chunk)) return absl::NotFoundError("chunk is not cached");
+void ChunkCache::ForgetMark() {
+  if (!complete_.exchange(false, std::memory_order_acq_rel)) return;
+  base::PwriteFull(presence_.get(), 0, MakePresenceHeader(*index_, false)).IgnoreError();
+}
+
+absl::StatusOr<bool> ChunkCache::HasItsBytes(uint64_t chunk) const {
   const layer::Chunk wanted = index_->chunk(chunk);
   base::Hasher hasher;
   std::vector<uint8_t> block(std::min<uint64_t>(kVerifyBlockBytes, wanted.data_size));
-  absl::Status status = base::FaultPoint("contentstore.chunk.read");
-  for (uint64_t done = 0; status.ok() && done < wanted.data_size;) {
+  RETURN_IF_ERROR(base::FaultPoint("contentstore.chunk.read"));
+  for (uint64_t done = 0; done < wanted.data_size;) {
     const auto part = absl::MakeSpan(block).first(std::min<uint64_t>(block.size(), wanted.data_size - done));
-    status = base::PreadFull(data_.get(), wanted.data_offset + done, part);
+    RETURN_IF_ERROR(base::PreadFull(data_.get(), wanted.data_offset + done, part));
     hasher.Update(part);
     done += part.size();
   }
-  const bool right = hasher.Finish() == base::Digest::FromSha256(wanted.sha256);
+  return hasher.Finish() == base::Digest::FromSha256(wanted.sha256);
+}
+
+absl::Status ChunkCache::Settle(uint64_t chunk, const absl::StatusOr<bool>& right, bool was_present) {
   absl::MutexLock lock(&mutex_);
-  if (Present(chunk)) return absl::OkStatus();  // somebody else verified or repaired it meanwhile
-  if (status.ok() && right) {
-    if (!Claimed(chunk)) return absl::NotFoundError("chunk is not cached");
+  if (Present(chunk) && !was_present) return absl::OkStatus();  // somebody else verified or repaired it
+  if (Missing(chunk)) return absl::NotFoundError("chunk is not cached");
+  if (right.ok() && *right) {
     present_.Set(chunk);
     claimed_.Clear(chunk);
     return absl::OkStatus();
   }
   Forget(chunk);
-  if (!status.ok()) return status;
+  rotten_.fetch_add(1, std::memory_order_relaxed);
+  if (!right.ok()) return right.status();
   return absl::DataLossError(absl::StrCat("cached chunk ", chunk, " does not have its SHA-256"));
+}
+
+absl::Status ChunkCache::Verify(uint64_t chunk) {
+  if (Present(chunk)) return absl::OkStatus();
+  if (!Claimed(chunk)) return absl::NotFoundError("chunk is not cached");
+  return Settle(chunk, HasItsBytes(chunk), /*was_present=*/false);
+}
+
+absl::Status ChunkCache::Recheck(uint64_t chunk) {
+  const Pin pin(*this, chunk, chunk + 1, /*use=*/false);  // a hole that is made meanwhile is no finding
+  const bool was_present = Present(chunk);
+  if (!was_present && !Claimed(chunk)) return absl::NotFoundError("chunk is not cached");
+  const layer::Chunk wanted = index_->chunk(chunk);
+  const auto let_go = [&] {
+    posix_fadvise(data_.get(), static_cast<off_t>(wanted.data_offset), static_cast<off_t>(wanted.data_size),
+                  POSIX_FADV_DONTNEED);
+  };
+  let_go();
+  const absl::StatusOr<bool> right = HasItsBytes(chunk);
+  let_go();
+  return Settle(chunk, right, was_present);
+}
+
+void ChunkCache::Doubt(uint64_t first, uint64_t end) {
+  absl::MutexLock lock(&mutex_);
+  for (uint64_t i = first; i < end; ++i) {
+    if (!present_.Test(i)) continue;
+    claimed_.Set(i);
+    present_.Clear(i);
+  }
+  ForgetMark();
 }
 
 absl::Status ChunkCache::Store(uint64_t chunk, absl::Span<const uint8_t> bytes) {
@@ -241,13 +277,13 @@ absl::Status ChunkCache::MarkComplete() {
   return absl::OkStatus();
 }
 
-ChunkCache::Pin::Pin(ChunkCache& cache, uint64_t first, uint64_t end)
+ChunkCache::Pin::Pin(ChunkCache& cache, uint64_t first, uint64_t end, bool use)
     : cache_(cache), first_(cache.SegmentOf(first)), last_(cache.SegmentOf(end - 1)) {
   const uint64_t now = cache.budget_->tick();
   for (uint64_t i = first_; i <= last_; ++i) {
     Segment& segment = cache.segments_[i];
     segment.pins.fetch_add(1, std::memory_order_seq_cst);
-    if (segment.last_use.load(std::memory_order_relaxed) != now) {
+    if (use && segment.last_use.load(std::memory_order_relaxed) != now) {
       segment.last_use.store(now, std::memory_order_relaxed);
     }
   }
@@ -275,6 +311,10 @@ absl::StatusOr<std::shared_ptr<const void>> ChunkCache::PinMounted(bool mounted)
   {
     absl::MutexLock lock(&evict_mutex_);
     if (!complete() && !mounted) return absl::FailedPreconditionError("the layer is not complete");
+    const bool compared = trusted_.load(std::memory_order_acquire) || AllPresent(0, index_->chunk_count());
+    if (!compared && !mounted) {
+      return absl::FailedPreconditionError("the layer's chunks are not compared with their digests yet");
+    }
     if (mounted_pins_ == 0) RETURN_IF_ERROR(budget_->TakePinned(bytes, mounted));
     ++mounted_pins_;
     ++whole_pins_;
@@ -284,6 +324,11 @@ absl::StatusOr<std::shared_ptr<const void>> ChunkCache::PinMounted(bool mounted)
     --self->whole_pins_;
     if (--self->mounted_pins_ == 0) self->budget_->ReleasePinned(bytes);
   });
+}
+
+bool ChunkCache::mounted() const {
+  absl::ReaderMutexLock lock(&evict_mutex_);
+  return mounted_pins_ > 0;
 }
 
 void ChunkCache::Recount() {

@@ -5,8 +5,9 @@
 //
 // The crash rule: what `presence` says of an earlier run is a claim. A claimed chunk is compared with its
 // SHA-256 before this run uses it for the first time, so bits that reached the disk before their data, and
-// bytes that rotted there, end as a miss. Only the mark "complete" is taken at its word: it is written after
-// the data was synced.
+// bytes that rotted there, end as a miss. The mark "complete" is taken at its word, for it is written after
+// the data was synced; a mount of the file itself, whose reads nobody compares any more, wants more than that
+// where the run before did not end well: that all chunks were compared.
 //
 // Eviction: chunks go by segments, runs of the data area. A segment is taken only while nobody pins it, and
 // never while anybody else has the file open, for that may be a file system mounted on it: a hole would be
@@ -52,7 +53,15 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   uint64_t FindNotPresent(uint64_t first, uint64_t end) const { return present_.FindUnset(first, end); }
 
   // Compares a claimed chunk with its SHA-256: present when right; DataLoss, and missing, when not.
-  absl::Status Verify(uint64_t chunk);
+  absl::Status Verify(uint64_t chunk) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The same of a chunk that is present, too, as the disk has it where the kernel lets go of its pages; it
+  // does not count as a use. NotFound: it is not cached.
+  absl::Status Recheck(uint64_t chunk) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Reading chunks [first, end) of the file has failed: those that were present are claims from now on, and
+  // the mark "complete" is gone.
+  void Doubt(uint64_t first, uint64_t end) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Chunks that this process found wrong or unreadable.
+  uint64_t rotten() const { return rotten_.load(std::memory_order_relaxed); }
   // Writes verified bytes. An error (ResourceExhausted: the budget has no room) leaves the chunk as it was;
   // the caller has the bytes still. Who tells others that the chunk is present pins it from before until
   // then.
@@ -63,7 +72,8 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   // outlives it. Pinned first and tested for presence then, in this order.
   class Pin {
    public:
-    Pin(ChunkCache& cache, uint64_t first, uint64_t end);
+    // `use`: it counts as a use of them.
+    Pin(ChunkCache& cache, uint64_t first, uint64_t end, bool use = true);
     ~Pin();
     Pin(const Pin&) = delete;
     Pin& operator=(const Pin&) = delete;
@@ -75,9 +85,13 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   };
   // The same for all chunks.
   std::shared_ptr<const void> PinWhole() ABSL_LOCKS_EXCLUDED(evict_mutex_);
-  // For mounts of the file itself; counted by the budget. FailedPrecondition: not complete;
-  // ResourceExhausted: too much is held so. Neither when `mounted` already.
+  // For mounts of the file itself; counted by the budget. FailedPrecondition: not complete, or not to be
+  // trusted before all chunks were compared; ResourceExhausted: too much is held so. Neither when `mounted`
+  // already.
   absl::StatusOr<std::shared_ptr<const void>> PinMounted(bool mounted) ABSL_LOCKS_EXCLUDED(evict_mutex_);
+  bool mounted() const ABSL_LOCKS_EXCLUDED(evict_mutex_);
+  // The run that left the claims ended well: what it marked complete may be mounted as it is.
+  void Trust() { trusted_.store(true, std::memory_order_release); }
 
   uint64_t segments() const { return segments_.size(); }
   // CacheBudget::tick of the last use.
@@ -110,6 +124,12 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   absl::Status WriteWord(uint64_t word) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status SyncLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(sync_mutex_) ABSL_LOCKS_EXCLUDED(mutex_);
   void Forget(uint64_t chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetMark() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether the file has the right bytes there; an error: it cannot be read.
+  absl::StatusOr<bool> HasItsBytes(uint64_t chunk) const;
+  // What HasItsBytes said of a chunk that was claimed, or `was_present`.
+  absl::Status Settle(uint64_t chunk, const absl::StatusOr<bool>& right, bool was_present)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   uint64_t SegmentOf(uint64_t chunk) const { return index_->chunk(chunk).data_offset / segment_bytes_; }
   bool HasBytes(uint64_t first, uint64_t end) const;
   bool OpenElsewhere() const;
@@ -130,13 +150,15 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   std::atomic<bool> complete_{false};
   // The file may say so although complete_ does not, until that is synced.
   std::atomic<bool> may_be_marked_{false};
+  std::atomic<bool> trusted_{false};
+  std::atomic<uint64_t> rotten_{0};
   std::atomic<uint64_t> cached_bytes_{0};
   std::atomic<uint64_t> allocated_{0};
   std::vector<Segment> segments_;
 
   absl::Mutex sync_mutex_;  // one sync at a time; taken before mutex_
   // Held to evict; shared while a chunk is written. Taken before mutex_.
-  absl::Mutex evict_mutex_;
+  mutable absl::Mutex evict_mutex_;
   int whole_pins_ ABSL_GUARDED_BY(evict_mutex_) = 0;
   int mounted_pins_ ABSL_GUARDED_BY(evict_mutex_) = 0;
   bool evictable_ ABSL_GUARDED_BY(evict_mutex_) = true;

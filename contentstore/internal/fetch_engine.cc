@@ -110,7 +110,9 @@ void FetchEngine::Acquire(WaiterPtr waiter) {
   for (uint64_t i = body.cache->FindNotPresent(chunks.first, chunks.end); i < chunks.end;
        i = body.cache->FindNotPresent(i + 1, chunks.end)) {
     // What an earlier run left is verified here: it needs no network, so it must not queue behind it.
-    if (body.cache->Claimed(i)) body.cache->Verify(i).IgnoreError();
+    if (!body.cache->Claimed(i)) continue;
+    const absl::Status read = body.cache->Verify(i);
+    if (base::HasErrno(read)) NoteReadError(*waiter->layer, read);
   }
   NoteLink(*waiter);
   if (waiter->context.cancel != nullptr) {
@@ -199,6 +201,15 @@ void FetchEngine::NoteDiskError(const Layer& layer, const absl::Status& status) 
                             base::Printable(status.message()),
                             "); reads are served from memory and fetched again each time: free space below "
                             "the root, or raise cache.max_bytes"));
+}
+
+void FetchEngine::NoteReadError(const Layer& layer, const absl::Status& status) {
+  const int64_t now = absl::ToInt64Seconds(Now());
+  int64_t next = next_read_error_.load(std::memory_order_relaxed);
+  if (now < next || !next_read_error_.compare_exchange_strong(next, now + kDiskErrorPauseSeconds)) return;
+  options_.log(absl::StrCat("cannot read cached chunks of layer ", layer.descriptor().digest.ToString(), " (",
+                            base::Printable(status.message()),
+                            "); they are fetched again: look after the disk below the root"));
 }
 
 void FetchEngine::FetchLoop() {

@@ -47,6 +47,7 @@ class FetchEngine final : public JobHost {
   absl::Duration Now() override { return options_.clock->Monotonic(); }
 
  private:
+  void NoteReadError(const Layer& layer, const absl::Status& status);
   void FetchLoop() ABSL_LOCKS_EXCLUDED(mutex_);
   // One more, if there may be one: there is always one that looks for work.
   void StartFetchThread() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -59,6 +60,7 @@ class FetchEngine final : public JobHost {
   const FetchEngineOptions options_;
   std::thread watch_thread_;                         // Start and Stop only
   std::atomic<int64_t> next_disk_error_{INT64_MIN};  // seconds; not told again before
+  std::atomic<int64_t> next_read_error_{INT64_MIN};
 
   absl::Mutex mutex_;
   absl::CondVar work_;   // a job may be startable

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/crash_record.h"
 #include "base/status.h"
 
 namespace lazyblob::contentstore {
@@ -78,6 +79,7 @@ std::vector<Job::Item*> JobRunner::Remaining() {
 }
 
 bool JobRunner::Decode(Job::Item* item, absl::Span<const uint8_t> blob_bytes) {
+  const base::CrashSubject subject(job_.layer->descriptor().digest.ToString());
   scratch_.resize(item->chunk.data_size);
   absl::Status status = job_.body->index->Decode(item->chunk_number, blob_bytes, absl::MakeSpan(scratch_));
   if (!status.ok()) {
@@ -123,6 +125,7 @@ absl::Status JobRunner::ReadFrom(BlobSource& source) {
 }
 
 absl::Status JobRunner::Run() {
+  RETURN_IF_ERROR(job_.layer->refused());
   const std::string digest = job_.layer->descriptor().digest.ToString();
   for (Job::Item* item : Remaining()) {
     if (item->chunk.blob_size == 0) Decode(item, {});

@@ -133,6 +133,14 @@ void Layer::Acquire(uint64_t offset, uint64_t length, FetchContext context,
   engine_->Acquire(std::move(waiter));
 }
 
+void Layer::Doubt(uint64_t offset, uint64_t length) {
+  const LayerBody* const now = body();
+  if (now == nullptr || length == 0) return;
+  if (!base::RangeWithin(offset, length, now->index->info().data_size)) return;
+  const LayerBody::ChunkRange chunks = now->Chunks(offset, length);
+  now->cache->Doubt(chunks.first, chunks.end);
+}
+
 void Layer::FailOutstanding(const absl::Status& status) { engine_->FailOutstanding(this, status); }
 
 void Layer::SetKept(Kept kept) {
@@ -150,7 +158,10 @@ LayerStats Layer::stats() const {
   for (size_t i = 0; i < kFetchCauses; ++i)
     stats.fetched_bytes[i] = fetched_bytes_[i].load(std::memory_order_relaxed);
   stats.served_bytes = served_bytes_.load(std::memory_order_relaxed);
-  if (const LayerBody* const now = body()) stats.cached_bytes = now->cache->cached_bytes();
+  if (const LayerBody* const now = body()) {
+    stats.cached_bytes = now->cache->cached_bytes();
+    stats.rotten_chunks = now->cache->rotten();
+  }
   absl::MutexLock lock(&mutex_);
   stats.last_source = preferred_source_;
   stats.last_error = last_error_;

@@ -78,12 +78,18 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   void Acquire(uint64_t offset, uint64_t length, FetchContext context,
                absl::AnyInvocable<void(absl::StatusOr<PinnedRange>) &&> done) override;
   void FailOutstanding(const absl::Status& status) override;
+  void Doubt(uint64_t offset, uint64_t length) override;
   LayerStats stats() const override ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Chunks that are present stay while the result lives; [first, end) is not empty.
   std::shared_ptr<const void> PinChunks(const LayerBody& body, LayerBody::ChunkRange chunks);
   // As ContentStore::PinForMount.
   absl::StatusOr<std::shared_ptr<const void>> PinForMount(bool mounted);
+
+  // Not OK: its bytes may not be parsed, and why. Set before others know the layer.
+  const absl::Status& refused() const { return refused_; }
+  void Refuse(absl::Status why) { refused_ = std::move(why); }
+  uint64_t served_bytes() const { return served_bytes_.load(std::memory_order_relaxed); }
 
   // Null while there is no index. What it points to stays valid as long as the layer.
   const LayerBody* body() const { return body_.load(std::memory_order_acquire); }
@@ -148,6 +154,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   const std::string directory_;
   const std::shared_ptr<FetchEngine> engine_;
   const SourceFactory factory_;
+  absl::Status refused_;
 
   std::atomic<const Identity*> identity_;
   std::atomic<const LayerBody*> body_{nullptr};

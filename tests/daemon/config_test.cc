@@ -67,6 +67,7 @@ TEST(Config, EveryKeyIsReadIntoAFieldOfItsOwn) {
                            "[cache]\nmax_bytes = '10GiB'",
                            "[cache]\npinned_max = '1GiB'",
                            "[cache]\nmin_free = '5GiB'",
+                           "[cache]\nscrub = 'off'",
                            "[cache]\nkeep_blobs = true",
                            "[fuse]\nmode = 'loop'",
                            "[fuse]\nread_deadline = '30s'",
@@ -92,6 +93,8 @@ TEST(Config, EveryKeyIsReadIntoAFieldOfItsOwn) {
   EXPECT_EQ(ParseConfig("[cache]\nmax_bytes = 12", "f")->cache.max_bytes, 12u);
   EXPECT_EQ(ParseConfig("[snapshotter]\nresolve_timeout = '1m30s'", "f")->snapshotter.resolve_timeout,
             absl::Seconds(90));
+  EXPECT_EQ(ParseConfig("[cache]\nscrub = 'off'", "f")->cache.scrub, absl::InfiniteDuration());
+  EXPECT_EQ(ParseConfig("[cache]\nscrub = '24h'", "f")->cache.scrub, absl::Hours(24));
   EXPECT_EQ(ParseConfig("root = '/a/b///'", "f")->root, "/a/b");
 }
 
@@ -106,6 +109,7 @@ TEST(Config, WhatIsWrongIsNamedWithItsLine) {
            {"root = '/a'\n\nrooot = '/b'", "f:3: ", "unknown key rooot; known here: root, address"},
            {"[fuse]\nmode = 'auto'\nmodes = 1", "f:3: ", "unknown key fuse.modes; known here: mode,"},
            {"[fus]\nmode = 'auto'", "f:1: ", "unknown key fus;"},
+           {"[cache]\nscrub = 'never'", "f:2: ", "must be \"off\" or a duration"},
            {"fuse = 1", "f:1: ", "fuse is an integer; it is a table, [fuse]"},
            {"[fuse.mode]\na=1", "f:1: ", "fuse.mode is a table; it must be a string"},
            {"root = 3", "f:1: ", "root is an integer; it must be a string"},
