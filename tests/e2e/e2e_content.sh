@@ -82,7 +82,8 @@ part_store() {
   registry_start content-store "$WORK/images/registry"
   configure store
   serve_start
-  OURS=1 containerd_start containerd-store overlayfs
+  # Nothing refers to what ctr ingests: containerd's first collection, soon after its start, would take it away.
+  CTR_EXTRA=$'[plugins."io.containerd.gc.v1.scheduler"]\n  startup_delay = "1h"' OURS=1 containerd_start containerd-store overlayfs
   check_ctr_content
   image=$REG/debian:gzip
   ctr_ content fetch --plain-http "$image" > "$SCRATCH/out" 2>&1 || fail "content fetch: $(tail -1 "$SCRATCH/out")"

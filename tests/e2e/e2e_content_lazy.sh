@@ -56,7 +56,7 @@ machine_end() {
   remove_everything || fail "$1: images cannot be removed"
   local left; left=$(left_behind)
   [ -z "$left" ] || fail "$1: left behind: $(head -c 600 <<< "$left")"
-  wait_until 30 "$1: lazy blobs are still listed: $(held_blobs)" no_held_blobs
+  wait_until 30 "$1: lazy blobs are still listed: \$(held_blobs)" no_held_blobs
   containerd_stop
   serve_stop
   registry_stop
@@ -109,7 +109,7 @@ part_cri() {
   ctr_ run --rm --snapshotter lazyblob "$image" "python-$RANDOM" /usr/bin/python3 -c "$START" > "$SCRATCH/out" 2>&1 || true
   grep -qx '\[0, 1, 2\]' "$SCRATCH/out" || fail "python3 said $(tail -1 "$SCRATCH/out")"
   check_lazy "pull by CRI without annotations, run" "$mark" "$size"
-  wait_until 30 "content ls lists $(content_has_layers debian:estargz) layers" has_all_layers debian:estargz
+  wait_until 30 'content ls lists $(content_has_layers debian:estargz) layers' has_all_layers debian:estargz
   ctr_ images check --snapshotter lazyblob "name==$image" > "$SCRATCH/out"
   grep -q complete "$SCRATCH/out" || fail "ctr images check: $(tail -1 "$SCRATCH/out")"
 

@@ -57,10 +57,10 @@ containerd_address = \"$SCRATCH/c-$1/containerd.sock\""
 [[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]
   platform = \"linux/$(dpkg --print-architecture)\"
   snapshotter = \"stargz\""
-  containerd_start "c-$1" stargz   # dockerd makes long paths of sockets of it
+  containerd_start "containerd-$1" stargz
 }
 machine_end() {
-  wait_until 60 "$1: something is left behind: $(left_behind | head -c 400)" nothing_left
+  wait_until 60 "$1: something is left behind: \$(left_behind | head -c 400)" nothing_left
   containerd_stop
   serve_stop
   registry_stop
@@ -85,7 +85,7 @@ part_transfer() {
   ctr_ run --rm --snapshotter stargz "$ref" "json-$RANDOM" /usr/bin/python3 -c "$START" > "$SCRATCH/out" 2>&1 || true
   says_json "$SCRATCH/out" "ctr run"
   moved "ctr run" "$mark" "$size" 30
-  wait_until 30 "content ls lists $(content_has_layers debian:estargz) layers" has_all_layers debian:estargz
+  wait_until 30 'content ls lists $(content_has_layers debian:estargz) layers' has_all_layers debian:estargz
   remove_everything || fail "images cannot be removed"
   machine_end transfer
 }
@@ -103,7 +103,7 @@ part_docker() {
     > "$SCRATCH/out" 2>&1 || true
   says_json "$SCRATCH/out" "docker run"
   moved "docker pull, run" "$mark" "$size" 30
-  wait_until 30 "content ls lists $(content_has_layers debian:estargz) layers" has_all_layers debian:estargz
+  wait_until 30 'content ls lists $(content_has_layers debian:estargz) layers' has_all_layers debian:estargz
 
   mark=$(registry_mark)
   "${DOCKER[@]}" commit changed committed > "$SCRATCH/out" 2>&1 || fail "docker commit: $(tail -1 "$SCRATCH/out")"
@@ -139,7 +139,7 @@ part_docker() {
   for id in $("${DOCKER[@]}" images -q | sort -u); do "${DOCKER[@]}" rmi -f "$id" > /dev/null || fail "rmi $id"; done
   "${DOCKER[@]}" builder prune -af > /dev/null || fail "builder prune"
   "${DOCKER[@]}" image prune -af > /dev/null || fail "image prune"
-  wait_until 60 "dockerd: left behind: $(left_behind | head -c 400)" nothing_left
+  wait_until 60 'dockerd: left behind: $(left_behind | head -c 400)' nothing_left
   end_process "$DOCKERD_PID"
     machine_end docker
 }

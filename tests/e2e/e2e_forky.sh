@@ -49,7 +49,7 @@ machine() {
 containerd_begin() { : > "$CTR_DIR/log"; containerd_launch; }
 machine_end() {
   remove_everything || fail "$1: images cannot be removed"
-  wait_until 60 "$1: something is left behind: $(left_behind | head -c 400)" nothing_left
+  wait_until 60 "$1: something is left behind: \$(left_behind | head -c 400)" nothing_left
   containerd_stop
   serve_stop
   registry_stop

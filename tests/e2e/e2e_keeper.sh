@@ -2,7 +2,8 @@
 # A container on a lazy image reads its whole root (find, sha256sum -c, an exec loop, a reader that measures) while
 # lazyblobd is killed or replaced below it: no error, no wrong byte, no refused connection; the longest stall is printed.
 # Parts (default: all):
-#   storm     kill -9 at random, LAZYBLOB_KILLS times (20); then successors that cannot start
+#   storm     kill -9 5 times within one read that the registry holds, LAZYBLOB_KILLS times (20) at random; then successors
+#             that cannot start
 #   upgrade   `lazyblob upgrade` back and forth between two programs, 20 times, and programs that cannot take over
 . "$(dirname "$0")/lib/common.sh"
 . "$E2E_DIR/lib/namespace.sh"
@@ -71,7 +72,7 @@ load() {  # NAME CMD…
   shift
   ("$@" > "$SCRATCH/load-$name" 2>&1) & LOADS+=("$!:$name")
 }
-load_start() {
+load_start() {  # PART [COMMAND before the load]
   local root
   LOADS=()
   rm -f "$SCRATCH/stop"
@@ -85,7 +86,7 @@ load_start() {
     >> "$LB_LOG" 2>&1 &
   SERVE_PID=$!
   disown "$SERVE_PID"
-  wait_until 30 "lazyblobd did not start, see $LB_LOG: $(tail -2 "$LB_LOG")" test -S "$LB_SOCKET"
+  wait_until 30 'lazyblobd did not start, see $LB_LOG: $(tail -2 "$LB_LOG")' test -S "$LB_SOCKET"
   CTR_EXTRA=$(proxy_plugin lazyblob)
   containerd_start "containerd-$1" lazyblob
   ctr_remote images rpull --plain-http --snapshotter lazyblob "$REG/debian:estargz" > "$SCRATCH/pull.out" 2>&1 ||
@@ -95,6 +96,7 @@ load_start() {
   mkdir -p "$root/tmp"
   cp "$SCRATCH/sums" "$root/tmp/sums"
   STOP=$root/tmp/stop
+  "${2:-true}"
   load sums in_container 'n=0; until [ -e /tmp/stop ]; do sha256sum -c --quiet /tmp/sums || exit 1; n=$((n + 1)); done; echo $n rounds'
   load find in_container 'n=0; until [ -e /tmp/stop ]; do find / -xdev -type f -newermt 1990-01-01 > /dev/null || exit 1; n=$((n + 1)); done; echo $n rounds'
   load probe task_exec long /usr/bin/python3 -c "$PROBE"
@@ -123,11 +125,36 @@ loads_run() {
   for one in "${LOADS[@]}"; do kill -0 "${one%%:*}" 2>/dev/null || { fail "$1: ${one#*:} ended: $(tail -3 "$SCRATCH/load-${one#*:}")"; return 1; }; done
 }
 
+# One read that nothing answers, for the registry stands still: five daemons die over it, the sixth gives its bytes.
+held_read() {
+  local file=/usr/bin/perl reader daemon kill
+  ctr_remote images rpull --plain-http --snapshotter lazyblob "$REG/debian:zstdchunked" > "$SCRATCH/pull.out" 2>&1 ||
+    die "rpull: $(tail -1 "$SCRATCH/pull.out")"
+  ctr_ run -d --snapshotter lazyblob "$REG/debian:zstdchunked" held /usr/bin/sleep infinity || die "run"
+  kill -STOP "$REG_PID"
+  sha256sum "/proc/$(ctr_ tasks ls | awk '$1 == "held" {print $2}')/root$file" > "$SCRATCH/held.sum" 2> "$SCRATCH/held.err" &
+  reader=$!
+  wait_until 30 'nothing waits for the registry: $(cat "$SCRATCH/held.err")' grep -q '^State:.D' "/proc/$reader/status"
+  for kill in 1 2 3 4 5; do
+    daemon=$(lb_daemon_pid "$ROOT_DIR")
+    kill -9 "$daemon"
+    wait_until 20 "no successor" other_daemon "$daemon"
+    lb --root "$ROOT_DIR" status > /dev/null || fail "kill $kill within one read: no daemon"
+    kill -0 "$reader" || fail "kill $kill within one read ended it: $(cat "$SCRATCH/held.err")"
+  done
+  kill -CONT "$REG_PID"
+  wait "$reader" || fail "the held read: $(cat "$SCRATCH/held.err")"
+  [ "$(cut -d' ' -f1 "$SCRATCH/held.sum")" = "$(sha256sum < "$JUDGE$file" | cut -d' ' -f1)" ] || fail "the held read gave other bytes"
+  ctr_ tasks kill -s KILL held > /dev/null
+  log "storm: one held read outlived $kill daemons"
+}
+other_daemon() { local now; now=$(lb_daemon_pid "$ROOT_DIR"); [ -n "$now" ] && [ "$now" != "$1" ]; }
+
 part_storm() {
   local i pid seed=${LAZYBLOB_SEED:-$RANDOM} kills=${LAZYBLOB_KILLS:-20}
   RANDOM=$seed
   log "storm: seed $seed (LAZYBLOB_SEED)"
-  load_start storm
+  load_start storm held_read
   for ((i = 0; i < kills; i++)); do
     sleep "$(printf '0.%03d' $((50 + RANDOM % 900)))"
     [ $((i % 4)) != 0 ] || drop_caches

@@ -102,7 +102,7 @@ for policy in independent cache-required fail-fast; do
     [ "$STATUS" = "$want" ] || die "exit status $STATUS, not $want: $(cat "$SCRATCH/err")"
     if [ "$want" = 0 ]; then grep -q '"warning":"the cache was not exported' "$SCRATCH/err" || die "no warning: $(cat "$SCRATCH/err")"; fi
     [ "$(jq -r "if .${who}_error == \"\" then \"fine\" else \"told\" end" "$SCRATCH/report.json")" = told ] || die "report: $(cat "$SCRATCH/report.json")"
-    wait_until 20 "upload sessions are left: $(sessions)" no_sessions
+    wait_until 20 'upload sessions are left: $(sessions)' no_sessions
   done
 done
 

@@ -22,7 +22,7 @@ machine() {
   containerd_start "containerd-$1" stargz
 }
 machine_end() {
-  wait_until 60 "$1: something is left behind: $(left_behind | head -c 400)" nothing_left
+  wait_until 60 "$1: something is left behind: \$(left_behind | head -c 400)" nothing_left
   containerd_stop
   serve_stop
   registry_stop
@@ -113,7 +113,7 @@ build() {
   mark=$(registry_mark)
   "${DOCKER[@]}" build --network=host --progress=plain -t built "$SCRATCH/context" > "$SCRATCH/build.out" 2>&1 &
   local pid=$!
-  wait_until 120 "$who: the build did not come to its end: $(tail -3 "$SCRATCH/build.out")" \
+  wait_until 120 '$who: the build did not come to its end: $(tail -3 "$SCRATCH/build.out")' \
     sh -c "grep -q ran-2-here '$SCRATCH/build.out' || ! kill -0 $pid"
   before=$(fetched_since "$mark")
   wait "$pid" || { fail "$who: docker build: $(tail -5 "$SCRATCH/build.out")"; return 0; }
@@ -142,7 +142,7 @@ part_docker() {
   for id in $("${DOCKER[@]}" images -q | sort -u); do "${DOCKER[@]}" rmi -f "$id" > /dev/null || fail "rmi $id"; done
   "${DOCKER[@]}" builder prune -af > /dev/null || fail "builder prune"
   "${DOCKER[@]}" image prune -af > /dev/null || fail "image prune"
-  wait_until 60 "dockerd: left behind: $(left_behind | head -c 400)" nothing_left
+  wait_until 60 'dockerd: left behind: $(left_behind | head -c 400)' nothing_left
   end_process "$DOCKERD_PID"
   machine_end docker
 }

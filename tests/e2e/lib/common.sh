@@ -48,12 +48,13 @@ _run_cleanups() {
 trap _run_cleanups EXIT
 trap 'exit 130' INT TERM
 
-# Waits until `command…` succeeds; dies after $1 seconds.
+# wait_until SECONDS WHAT COMMAND…: waits until the command succeeds, else dies with WHAT, which is expanded only then
+# (in single quotes it tells what is so at the end).
 wait_until() {
   local deadline=$(( $(now_ms) + $1 * 1000 )) what="$2"
   shift 2
   until "$@" >/dev/null 2>&1; do
-    [ "$(now_ms)" -lt "$deadline" ] || die "timed out: $what"
+    [ "$(now_ms)" -lt "$deadline" ] || die "timed out: $(eval "printf %s \"$what\"")"
     sleep 0.05
   done
 }

@@ -35,7 +35,7 @@ serve_start() {
   "$LAZYBLOBD" --config "$LB_CONFIG" --root "$ROOT_DIR" --address "$LB_SOCKET" >> "$LB_LOG" 2>&1 &
   SERVE_PID=$!
   disown "$SERVE_PID"
-  wait_until 30 "lazyblobd did not start, see $LB_LOG: $(tail -2 "$LB_LOG")" test -S "$LB_SOCKET"
+  wait_until 30 'lazyblobd did not start, see $LB_LOG: $(tail -2 "$LB_LOG")' test -S "$LB_SOCKET"
   wait_until 30 "lazyblobd does not answer" lb --root "$ROOT_DIR" status
 }
 

@@ -101,12 +101,12 @@ dockerd_start() {
   : > "$SCRATCH/dockerd.log"
   printf '{"features": {"containerd-snapshotter": true}}' > "$dir/daemon.json"
   "${TRIXIE_EXEC[@]}" dockerd --config-file "$dir/daemon.json" --containerd "$CTR_ADDRESS" --data-root "$dir/docker" \
-    --exec-root "$dir/docker-exec" --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" --bridge=none \
+    --exec-root /run/docker-exec --pidfile "$dir/docker.pid" --host "unix://$dir/docker.sock" --bridge=none \
     --iptables=false --ip6tables=false --exec-opt native.cgroupdriver=cgroupfs --storage-driver stargz \
     > "$SCRATCH/dockerd.log" 2>&1 &
   DOCKERD_PID=$!
   disown "$DOCKERD_PID"
   on_exit "end_process $DOCKERD_PID"
   DOCKER=("${TRIXIE_EXEC[@]}" timeout -k 5 300 docker --host "unix://$dir/docker.sock")
-  wait_until 60 "dockerd did not start: $(tail -2 "$SCRATCH/dockerd.log")" "${DOCKER[@]}" version
+  wait_until 60 'dockerd did not start: $(tail -5 $SCRATCH/dockerd.log; tail -5 $CTR_DIR/log)' "${DOCKER[@]}" version
 }
