@@ -38,19 +38,27 @@ constexpr uint64_t kOfDaemon = Bit(CAP_CHOWN) | Bit(CAP_DAC_OVERRIDE) | Bit(CAP_
 constexpr uint64_t kOfKeeper =
     kOfDaemon | Bit(CAP_KILL) | Bit(CAP_SETGID) | Bit(CAP_SETPCAP) | Bit(CAP_SETUID);
 
-// Neither program has a use for these, nor has what they execute.
+// Neither program has a use for these, nor has what they execute: an intruder has. The daemon ends with the
+// first of them, and a successor takes over; the keeper, which every mount ends with, is refused them.
+constexpr const char* kHostile[] = {"ptrace", "process_vm_writev",
+                                    // the kernel's code
+                                    "kexec_load", "kexec_file_load", "create_module", "init_module",
+                                    "finit_module", "delete_module", "bpf",
+                                    // the machine
+                                    "reboot", "swapon", "swapoff", "iopl", "ioperm", "pivot_root"};
+
+// These libraries and programs may try, and go on without.
 constexpr const char* kDenied[] = {
     // other processes
-    "ptrace", "process_vm_readv", "process_vm_writev", "kcmp",
-    // the kernel's code, tracing, keys
-    "kexec_load", "kexec_file_load", "create_module", "init_module", "finit_module", "delete_module", "bpf",
+    "process_vm_readv", "kcmp",
+    // tracing, keys, large parts of the kernel
     "perf_event_open", "userfaultfd", "lookup_dcookie", "syslog", "keyctl", "add_key", "request_key",
     "io_uring_setup", "io_uring_enter", "io_uring_register",
     // the machine
-    "reboot", "swapon", "swapoff", "sethostname", "setdomainname", "acct", "quotactl", "quotactl_fd",
-    "settimeofday", "clock_settime", "iopl", "ioperm", "vhangup", "nfsservctl",
+    "sethostname", "setdomainname", "acct", "quotactl", "quotactl_fd", "settimeofday", "clock_settime",
+    "vhangup", "nfsservctl",
     // ways around paths
-    "open_by_handle_at", "fanotify_init", "pivot_root", "chroot", "setns"};
+    "open_by_handle_at", "fanotify_init", "chroot", "setns"};
 
 // What the keeper does for the daemon, and what only the keeper may.
 constexpr const char* kDeniedToDaemon[] = {
@@ -124,10 +132,12 @@ absl::Status FilterSystemCalls(Program program) {
   // Calls of another architecture (32-bit) would pass by the numbers below.
   RETURN_IF_ERROR(FilterStatus(
       seccomp_attr_set(filter.get(), SCMP_FLTATR_ACT_BADARCH, SCMP_ACT_ERRNO(ENOSYS)), "set foreign calls"));
-  for (const char* name : kDenied) {
+  const uint32_t hostile = program == Program::kDaemon ? SCMP_ACT_KILL_PROCESS : SCMP_ACT_ERRNO(EPERM);
+  for (const char* name : kHostile) {
     if (LAZYBLOB_PTRACE_ITSELF && absl::string_view(name) == "ptrace") continue;
-    RETURN_IF_ERROR(Deny(filter.get(), name, SCMP_ACT_ERRNO(EPERM)));
+    RETURN_IF_ERROR(Deny(filter.get(), name, hostile));
   }
+  for (const char* name : kDenied) RETURN_IF_ERROR(Deny(filter.get(), name, SCMP_ACT_ERRNO(EPERM)));
   if (program == Program::kDaemon) {
     for (const char* name : kDeniedToDaemon) {
       RETURN_IF_ERROR(Deny(filter.get(), name, SCMP_ACT_ERRNO(EPERM)));

@@ -19,9 +19,9 @@ uint64_t KeptCapabilities(Program program);
 
 // Drops all other capabilities from the permitted, effective, inheritable, ambient and, as far as allowed,
 // the bounding set; then no_new_privs, by which no program that is executed gains any; then the system calls
-// of docs/SECURITY.md answer EPERM. To be called while the process has one thread: capabilities belong to
-// threads. Everything is tried whatever fails; the status is the first failure's. Calling it twice is
-// harmless.
+// of docs/SECURITY.md answer EPERM, or end the daemon. To be called while the process has one thread:
+// capabilities belong to threads. Everything is tried whatever fails; the status is the first failure's.
+// Calling it twice is harmless.
 absl::Status DropPrivileges(Program program);
 
 }  // namespace lazyblob::daemon

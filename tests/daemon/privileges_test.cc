@@ -8,6 +8,7 @@
 #include <sched.h>
 #include <spawn.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -19,6 +20,8 @@
 #include <functional>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -196,14 +199,42 @@ TEST(PrivilegesTest, BothAreRefusedWhatNeitherHasAUseFor) {
     EXPECT_EQ(InChild([&] {
                 std::string wrong = Dropped(program);
                 // Without the filter: EFAULT or EINVAL, for what is asked makes no sense.
-                wrong += Expect("bpf", syscall(SYS_bpf, -1, nullptr, 0), EPERM);
+                wrong +=
+                    Expect("perf_event_open", syscall(SYS_perf_event_open, nullptr, 0, -1, -1, 0), EPERM);
                 wrong += Expect("keyctl", syscall(SYS_keyctl, -1, 0, 0, 0, 0), EPERM);
                 wrong += Expect("open_by_handle_at", syscall(SYS_open_by_handle_at, -1, nullptr, 0), EPERM);
                 wrong += Expect("process_vm_readv",
                                 syscall(SYS_process_vm_readv, getpid(), nullptr, 0, nullptr, 0, 1), EPERM);
                 wrong += Expect("setns", syscall(SYS_setns, -1, 0), EPERM);
                 wrong += Expect("io_uring_setup", syscall(SYS_io_uring_setup, 0, nullptr), EPERM);
-                wrong += Expect("reboot", syscall(SYS_reboot, 0, 0, 0, nullptr), EPERM);
+                return wrong;
+              }),
+              "");
+  }
+}
+
+TEST(PrivilegesTest, WhatOnlyAnIntruderCallsEndsTheDaemonButNotTheKeeper) {
+  // Without the filter: EINVAL or EFAULT, for what is asked makes no sense.
+  const std::vector<std::pair<const char*, std::function<int64_t()>>> calls = {
+      {"bpf", [] { return syscall(SYS_bpf, -1, nullptr, 0); }},
+      {"init_module", [] { return syscall(SYS_init_module, nullptr, 0, nullptr); }},
+      {"kexec_load", [] { return syscall(SYS_kexec_load, -1, -1, nullptr, -1); }},
+      {"reboot", [] { return syscall(SYS_reboot, 0, 0, 0, nullptr); }},
+      {"swapoff", [] { return syscall(SYS_swapoff, nullptr); }}};
+  for (const auto& [name, call] : calls) {
+    EXPECT_EQ(InChild([&, name = name, call = call] {
+                std::string wrong = Dropped(Program::kKeeper);
+                wrong += Expect(name, call(), EPERM);
+                // The daemon is its child, and both filters count.
+                const std::string daemon = InChild([&] {
+                  prctl(PR_SET_DUMPABLE, 0);
+                  Dropped(Program::kDaemon);
+                  call();
+                  return std::string("it goes on");
+                });
+                if (daemon != absl::StrCat("child ended with ", SIGSYS, ": ")) {
+                  absl::StrAppend(&wrong, name, ", daemon: ", daemon);
+                }
                 return wrong;
               }),
               "");
