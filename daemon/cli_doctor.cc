@@ -12,6 +12,7 @@
 #include "daemon/containerd_client.h"
 #include "daemon/control_client.h"
 #include "daemon/doctor.h"
+#include "fuse/server.h"
 
 namespace lazyblob::daemon {
 namespace {
@@ -57,6 +58,7 @@ absl::Status RunDoctor(const DoctorArguments& arguments, CliIo io) {
   add(CheckConfig(config));
   add(CheckKernel(machine.release, Text("/proc/filesystems"),
                   Text(modules + "/modules.dep") + Text(modules + "/modules.builtin")));
+  add(CheckRequestLimit(fuse::KernelRequestLimit(), effective.fuse.read_deadline));
   add(CheckStateRoot(effective.root, user));
   add(CheckDaemon(AskDaemon(effective.root), effective.root));
   add(CheckSocket(effective.address, user));

@@ -127,6 +127,7 @@ class Service final : public api::Control::Service {
       *response->add_mounts() = Describe(image, *parts_.store);
     }
     if (parts_.snapshotter != nullptr) DescribeSnapshots(target, response);
+    TellWaitingReads(response);
     if (request->probe()) DescribeMachine(response);
     response->set_generation(parts_.generation);
     response->set_program(OwnProgram());
@@ -181,6 +182,22 @@ class Service final : public api::Control::Service {
     }
     for (const snapshotter::NotLazyLayer& layer : parts_.snapshotter->NotLazyLayers()) {
       if (target.empty() || target == layer.reference) *response->add_not_lazy() = Describe(layer);
+    }
+  }
+
+  void TellWaitingReads(api::StatusResponse* response) {
+    if (!parts_.waiting_reads) return;
+    for (const fuse::FuseServer::LayerReads& reads : parts_.waiting_reads()) {
+      const std::string digest = reads.layer.ToString();
+      auto tell = [&](api::LayerStatus& layer) {
+        if (layer.digest() != digest) return;
+        layer.set_waiting_reads(reads.reads);
+        layer.set_oldest_read_ms(static_cast<uint64_t>(absl::ToInt64Milliseconds(reads.oldest)));
+      };
+      for (api::MountStatus& mount : *response->mutable_mounts()) {
+        for (api::LayerStatus& layer : *mount.mutable_layers()) tell(layer);
+      }
+      for (api::LayerStatus& layer : *response->mutable_snapshot_layers()) tell(layer);
     }
   }
 

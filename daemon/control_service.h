@@ -14,6 +14,7 @@
 #include "daemon/image_layers.h"
 #include "daemon/mount_manager.h"
 #include "daemon/prepared_images.h"
+#include "fuse/server.h"
 #include "snapshotter/snapshotter.h"
 
 namespace grpc {
@@ -30,6 +31,8 @@ struct ControlParts {
   contentstore::ContentStore* store = nullptr;
   snapshotter::Snapshotter* snapshotter = nullptr;  // null: a standalone daemon
   Activity* activity = nullptr;
+  // Reads of the kernel's that wait for bytes now.
+  std::function<std::vector<fuse::FuseServer::LayerReads>()> waiting_reads;
   std::vector<grpc::Service*> beside;  // other services of the socket
   uint64_t generation = 0;             // how many daemons the keeper has started, this one included
   // Has the keeper start `program` (absolute; empty: the same path as now) in place of this daemon.

@@ -16,6 +16,7 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/crash_record.h"
@@ -32,6 +33,7 @@
 #include "daemon/exporter_service.h"
 #include "daemon/image_layers.h"
 #include "daemon/maintenance_service.h"
+#include "daemon/memory_limit.h"
 #include "daemon/mount_manager.h"
 #include "daemon/page_sweeper.h"
 #include "daemon/plain_http_hosts.h"
@@ -103,6 +105,7 @@ class Daemon {
     control.store = store_.get();
     control.snapshotter = snapshotter_.get();
     control.activity = &activity_;
+    control.waiting_reads = [this] { return server_->waiting_reads(); };
     RETURN_IF_ERROR(StartExporter());
     StartMaintenance();
     control.beside = {exporter_->service(), blobs_->service(), maintenance_->service()};
@@ -176,6 +179,15 @@ class Daemon {
     return holder;
   }
 
+  // The kernel decides on its limit when a connection is made, and tells nobody: it is kept for successors.
+  std::string LimitPath() const { return root() + "/fuse_request_limit"; }
+  uint64_t RequestLimit(bool made_now) const {
+    absl::StatusOr<std::string> kept = base::ReadFile(LimitPath(), 64);
+    uint64_t limit = 0;
+    if (!made_now && kept.ok() && absl::SimpleAtoi(*kept, &limit)) return limit;
+    return fuse::KernelRequestLimit();
+  }
+
   // Sources, cache and the FUSE server: from here on reads of what is mounted are answered.
   absl::Status StartReading(fuse::KeeperClient::Connection connection) {
     registry::ClientOptions client = access_.Options();
@@ -204,6 +216,8 @@ class Daemon {
     store.min_free_bytes = cache.min_free;
     store.max_pinned_bytes = cache.pinned_max == 0 ? cache.max_bytes / 2 : cache.pinned_max;
     if (cache.max_bytes != 0) store.max_spool_bytes = std::min(store.max_spool_bytes, cache.max_bytes / 2);
+    const uint64_t memory = MemoryLimit();
+    store.max_memory_bytes = std::clamp<uint64_t>(memory / 4, 8 << 20, store.max_memory_bytes);
     store.log = log_;
     ASSIGN_OR_RETURN(store_, contentstore::ContentStore::Open(std::move(store)));
     exporter::LeasesOptions leases;
@@ -217,7 +231,11 @@ class Daemon {
     server.device = std::move(connection.device);
     server.replay_request = std::move(connection.init.request);
     server.replay_answer = std::move(connection.init.answer);
-    server.on_init = [this](const fuse::InitExchange& init) { return keeper_->SaveInit(init); };
+    server.request_limit = RequestLimit(/*made_now=*/server.replay_request.empty());
+    server.on_init = [this, limit = server.request_limit](const fuse::InitExchange& init) {
+      base::WriteFileAtomically(LimitPath(), absl::StrCat(limit, "\n")).IgnoreError();  // a guess will do
+      return keeper_->SaveInit(init);
+    };
     server.read_deadline = options_.config.fuse.read_deadline;
     server.log = log_;
     server_ = std::make_unique<fuse::FuseServer>(store_.get(), std::move(server));
@@ -285,6 +303,7 @@ class Daemon {
     exporter::PlacerOptions placer;
     placer.client = client_.get();
     placer.journal = root() + "/uploads";
+    placer.max_memory_bytes = std::clamp<uint64_t>(MemoryLimit() / 4, 16 << 20, placer.max_memory_bytes);
     ASSIGN_OR_RETURN(placer_, exporter::Placer::Create(std::move(placer)));
     ExporterParts parts;
     parts.exporter.client = client_.get();

@@ -273,6 +273,20 @@ Findings CheckKernel(absl::string_view release, absl::string_view filesystems, a
   return findings;
 }
 
+Findings CheckRequestLimit(uint64_t limit, absl::Duration read_deadline) {
+  constexpr char kCheck[] = "read deadline";
+  if (limit == 0) return {};
+  const absl::Duration most = absl::Seconds(limit) / 2;
+  const std::string kernel = absl::StrCat("the kernel ends FUSE connections after ", limit, " s");
+  if (read_deadline <= most) return {Ok(kCheck, absl::StrCat(kernel, "; reads end before"))};
+  return {
+      Warning(kCheck,
+              absl::StrCat(kernel, ": reads wait for ", absl::FormatDuration(most), ", not for the ",
+                           absl::FormatDuration(read_deadline), " of fuse.read_deadline"),
+              "raise the sysctls fs.fuse.default_request_timeout and fs.fuse.max_request_timeout and start "
+              "lazyblobd anew, or lower fuse.read_deadline")};
+}
+
 Findings CheckStateRoot(const std::string& root, uid_t owner) {
   constexpr char kCheck[] = "state root";
   struct stat st;

@@ -33,6 +33,8 @@ Findings CheckConfig(const absl::StatusOr<Config>& config);
 // `release` as uname -r; `filesystems` as /proc/filesystems; `modules`: what modules.dep and modules.builtin
 // of this kernel say, empty if unknown.
 Findings CheckKernel(absl::string_view release, absl::string_view filesystems, absl::string_view modules);
+// fuse.read_deadline against `limit`, fuse::KernelRequestLimit; nothing where there is no limit.
+Findings CheckRequestLimit(uint64_t limit, absl::Duration read_deadline);
 // Type of file system, owner and mode of the state root, without making it.
 Findings CheckStateRoot(const std::string& root, uid_t owner);
 // What the daemon that serves the state root says of itself; Unavailable: there is none.

@@ -32,6 +32,8 @@ json LayerToJson(const api::LayerStatus& layer) {
           {"served_bytes", layer.served_bytes()},
           {"data_size", layer.data_size()},
           {"cached_bytes", layer.cached_bytes()},
+          {"waiting_reads", layer.waiting_reads()},
+          {"oldest_read_ms", layer.oldest_read_ms()},
           {"lazy", layer.lazy()},
           {"reason", layer.reason()},
           {"source", layer.source()},
@@ -45,6 +47,10 @@ void PrintLayer(const api::LayerStatus& layer, std::ostream& out) {
                          layer.lazy()             ? "lazy"
                          : layer.reason().empty() ? "complete"
                                                   : layer.reason());
+  if (layer.waiting_reads() > 0) {
+    out << absl::StrFormat("    %d reads wait for bytes, the oldest for %.1f s\n", layer.waiting_reads(),
+                           static_cast<double>(layer.oldest_read_ms()) / 1e3);
+  }
   if (!layer.last_error().empty()) out << "    last error: " << layer.last_error() << "\n";
 }
 

@@ -42,23 +42,26 @@ bool KillPendingInProc(uint32_t pid) {
   return false;
 }
 
-// The smaller of the kernel's limits on FUSE requests (Linux 6.14); 0: none.
-uint64_t KernelRequestLimit() {
-  uint64_t limit = 0;
-  for (const char* name : {"default_request_timeout", "max_request_timeout"}) {
-    auto text = base::ReadFile(absl::StrCat("/proc/sys/fs/fuse/", name), 64);
-    uint64_t seconds = 0;
-    if (!text.ok() || !absl::SimpleAtoi(*text, &seconds) || seconds == 0) continue;
-    limit = limit == 0 ? seconds : std::min(limit, seconds);
-  }
-  return limit;
-}
-
 void LogToStderr(absl::string_view line) {
   std::fprintf(stderr, "lazyblob: %.*s\n", static_cast<int>(line.size()), line.data());
 }
 
 }  // namespace
+
+// Linux looks every 15 s, and takes a smaller limit for this.
+constexpr uint64_t kLeastRequestLimit = 15;
+
+uint64_t KernelRequestLimit(const std::string& sysctls) {
+  uint64_t limit = 0;
+  for (const char* name : {"/default_request_timeout", "/max_request_timeout"}) {
+    auto text = base::ReadFile(sysctls + name, 64);
+    uint64_t seconds = 0;
+    if (!text.ok() || !absl::SimpleAtoi(*text, &seconds) || seconds == 0) continue;
+    seconds = std::max(seconds, kLeastRequestLimit);
+    limit = limit == 0 ? seconds : std::min(limit, seconds);
+  }
+  return limit;
+}
 
 class FuseServer::Impl {
  public:
@@ -106,16 +109,24 @@ class FuseServer::Impl {
     return {counters.reads, counters.hits, counters.failed, counters.waiting};
   }
 
+  std::vector<LayerReads> waiting_reads() const {
+    std::vector<LayerReads> result;
+    for (const auto& one : reads_->waiting()) result.push_back({one.layer, one.reads, one.oldest});
+    return result;
+  }
+
  private:
   internal::ReadEngine::Options EngineOptions(ServerOptions& options) {
     internal::ReadEngine::Options engine;
     engine.replies = &session_;
     engine.clock = options.clock;
-    const uint64_t limit = KernelRequestLimit();
+    const uint64_t limit = options.request_limit;
     engine.deadline = internal::RequestDeadline(options.read_deadline, limit);
-    if (engine.deadline < options.read_deadline / 2) {
+    engine.resent_deadline = internal::ResentDeadline(options.read_deadline, limit);
+    if (engine.deadline < internal::RequestDeadline(options.read_deadline, 0)) {
       log_(absl::StrCat("reads wait no longer than ", absl::FormatDuration(engine.deadline),
-                        ": fs.fuse.*_request_timeout would abort all mounts after ", limit, " s"));
+                        ", whatever fuse.read_deadline says: the kernel would abort all mounts after ", limit,
+                        " s (fs.fuse.*_request_timeout)"));
     }
     engine.kill_pending =
         options.kill_pending != nullptr ? std::move(options.kill_pending) : KillPendingInProc;
@@ -173,5 +184,6 @@ void FuseServer::FailLayer(const base::Digest& layer) { impl_->FailLayer(layer);
 void FuseServer::AllowLayer(const base::Digest& layer) { impl_->AllowLayer(layer); }
 uint64_t FuseServer::open_handles(const base::Digest& layer) const { return impl_->open_handles(layer); }
 FuseServer::Counters FuseServer::counters() const { return impl_->counters(); }
+std::vector<FuseServer::LayerReads> FuseServer::waiting_reads() const { return impl_->waiting_reads(); }
 
 }  // namespace lazyblob::fuse

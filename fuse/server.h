@@ -25,6 +25,11 @@
 
 namespace lazyblob::fuse {
 
+// Seconds after which the kernel aborts a connection made now that leaves a request unanswered
+// (default_request_timeout and max_request_timeout in `sysctls`, Linux 6.15); 0: never. Later changes of
+// these do not touch connections that are there.
+uint64_t KernelRequestLimit(const std::string& sysctls = "/proc/sys/fs/fuse");
+
 // The FUSE_INIT exchange, kept by the keeper over the life of the connection. Opaque bytes, at most 4 KiB
 // each.
 struct InitExchange {
@@ -40,6 +45,8 @@ struct ServerOptions {
   std::function<absl::Status(const InitExchange&)> on_init;
   int threads = 4;
   absl::Duration read_deadline = absl::Seconds(60);  // total, over the kernel's 2-3 tries of one read()
+  uint64_t request_limit =
+      0;  // KernelRequestLimit of when the connection was made: reads wait for half of it
   // Whether process `pid` has SIGKILL pending; default reads /proc/PID/status only (design rule 5).
   std::function<bool(uint32_t pid)> kill_pending;
   // Takes one line per event worth an operator's eye (failed reads: at most one per layer and second).
@@ -77,6 +84,14 @@ class FuseServer {
     uint64_t outstanding = 0;  // reads that wait for bytes now
   };
   Counters counters() const;
+
+  // Reads under way, by layer; layers without any are left out.
+  struct LayerReads {
+    base::Digest layer;
+    uint64_t reads = 0;
+    absl::Duration oldest;  // how long the oldest has waited, since this process has it
+  };
+  std::vector<LayerReads> waiting_reads() const;
 
  private:
   class Impl;

@@ -17,6 +17,7 @@ inline constexpr int32_t kNotifyResend = 7;
 inline constexpr uint64_t kUniqueResend = uint64_t{1} << 63;
 
 inline constexpr uint64_t FirstUnique(uint64_t unique) { return unique & ~kUniqueResend; }
+inline constexpr bool IsResent(uint64_t unique) { return (unique & kUniqueResend) != 0; }
 
 // What is negotiated in INIT. One EROFS request must be one FUSE request (docs/FUSE.md).
 inline constexpr uint32_t kMaxRead = 1 << 20;  // also max_write, from which libfuse makes max_pages = 256

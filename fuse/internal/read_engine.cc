@@ -49,7 +49,9 @@ void ReadEngine::Read(const ReadTicket& ticket, ReadPlan plan) {
   auto waiting = std::make_shared<Waiting>();
   waiting->ticket = ticket;
   waiting->plan = std::move(plan);
-  waiting->deadline = options_.clock->Monotonic() + options_.deadline;
+  waiting->since = options_.clock->Monotonic();
+  waiting->deadline =
+      waiting->since + (IsResent(ticket.unique) ? options_.resent_deadline : options_.deadline);
   waiting->cancel = std::make_shared<base::CancelToken>();
   waiting->parts = std::move(parts);
   waiting->missing = missing.size();
@@ -100,6 +102,8 @@ absl::Status ReadEngine::Admit(const WaitingPtr& waiting) {
     if (auto it = waiting_.find(first); it != waiting_.end()) {
       superseded = it->second;
       ClaimLocked(superseded);
+      waiting->since = superseded->since;
+      waiting->deadline = superseded->deadline;
     }
     waiting_[first] = waiting;
     auto early = std::find(early_interrupts_.begin(), early_interrupts_.end(), first);
@@ -333,6 +337,22 @@ void ReadEngine::LogFailure(const ReadPlan& plan, const absl::Status& why) {
 ReadEngine::Counters ReadEngine::counters() const {
   absl::MutexLock lock(&mutex_);
   return {reads_, hits_, failed_, waiting_.size()};
+}
+
+std::vector<ReadEngine::LayerReads> ReadEngine::waiting() const {
+  const absl::Duration now = options_.clock->Monotonic();
+  std::vector<LayerReads> result;
+  absl::flat_hash_map<base::Digest, size_t> places;
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [unique, waiting] : waiting_) {
+    const base::Digest& digest = waiting->plan.layer->descriptor().digest;
+    const auto [place, added] = places.try_emplace(digest, result.size());
+    if (added) result.push_back({digest, 0, absl::ZeroDuration()});
+    LayerReads& reads = result[place->second];
+    ++reads.reads;
+    reads.oldest = std::max(reads.oldest, now - waiting->since);
+  }
+  return result;
 }
 
 }  // namespace lazyblob::fuse::internal

@@ -67,7 +67,8 @@ class ReadEngine : public std::enable_shared_from_this<ReadEngine> {
   struct Options {
     ReadReplies* replies = nullptr;  // used until Stop returns
     const base::Clock* clock = nullptr;
-    absl::Duration deadline;  // of one request
+    absl::Duration deadline;         // of one request
+    absl::Duration resent_deadline;  // of one that a predecessor had
     std::function<bool(uint32_t pid)> kill_pending;
     LogFunction log;
     // Bytes of a layer's cache file went to the kernel.
@@ -102,11 +103,20 @@ class ReadEngine : public std::enable_shared_from_this<ReadEngine> {
   };
   Counters counters() const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // The reads of one layer that wait now.
+  struct LayerReads {
+    base::Digest layer;
+    uint64_t reads = 0;
+    absl::Duration oldest;  // how long the oldest of them has waited here
+  };
+  std::vector<LayerReads> waiting() const ABSL_LOCKS_EXCLUDED(mutex_);
+
  private:
   // A read that waits. What is below the line is guarded by the engine's mutex_.
   struct Waiting {
     ReadTicket ticket;
     ReadPlan plan;
+    absl::Duration since;
     absl::Duration deadline;
     std::shared_ptr<base::CancelToken> cancel;
     // ----

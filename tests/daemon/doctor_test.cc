@@ -45,6 +45,14 @@ TEST(DoctorConfigTest, ErrorOfTheFileIsTold) {
   EXPECT_TRUE(absl::StrContains(Text(findings), "config.toml:3"));
 }
 
+TEST(DoctorRequestLimitTest, ADeadlineThatTheKernelCutsIsTold) {
+  EXPECT_TRUE(CheckRequestLimit(0, absl::Minutes(10)).empty());
+  EXPECT_EQ(Worst(CheckRequestLimit(120, absl::Seconds(60))), Severity::kOk);
+  const Findings findings = CheckRequestLimit(20, absl::Seconds(60));
+  EXPECT_EQ(Worst(findings), Severity::kWarning);
+  EXPECT_TRUE(absl::StrContains(Text(findings), "reads wait for 10s, not for the 1m"));
+}
+
 TEST(DoctorKernelTest, EachThresholdHasItsVerdict) {
   struct Row {
     const char* release;

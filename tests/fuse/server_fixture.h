@@ -64,9 +64,10 @@ class ServerFixture : public ::testing::Test {
     absl::MutexLock lock(&mutex_);
   }
   // Another server takes the connection over from the one before, which is stopped.
-  absl::Status TakeOver() {
+  absl::Status TakeOver(uint64_t request_limit = 0) {
     server_->Stop();
     ServerOptions options = Options();
+    options.request_limit = request_limit;
     options.replay_request = init_.request;
     options.replay_answer = init_.answer;
     server_ = std::make_unique<FuseServer>(&store_, std::move(options));

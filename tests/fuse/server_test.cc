@@ -11,6 +11,7 @@
 #include "fuse/internal/protocol.h"
 #include "gmock/gmock.h"
 #include "tests/fuse/server_fixture.h"
+#include "tests/support/temp_dir.h"
 
 namespace lazyblob::fuse {
 namespace {
@@ -266,6 +267,55 @@ TEST(RequestDeadlineTest, StaysInsideTheBudgetAndTheKernelsLimit) {
   EXPECT_EQ(RequestDeadline(absl::Seconds(60), 20), absl::Seconds(10));
   EXPECT_EQ(RequestDeadline(absl::InfiniteDuration(), 0), absl::InfiniteDuration());
   EXPECT_EQ(RequestDeadline(absl::InfiniteDuration(), 20), absl::Seconds(10));
+}
+
+TEST(RequestDeadlineTest, WhatAPredecessorHadIsOlder) {
+  EXPECT_EQ(internal::ResentDeadline(absl::Seconds(60), 0), absl::Seconds(54));
+  EXPECT_EQ(internal::ResentDeadline(absl::Seconds(60), 20), absl::Seconds(5));
+  EXPECT_EQ(internal::ResentDeadline(absl::Seconds(4), 20), absl::Seconds(3.6));
+}
+
+TEST(KernelRequestLimitTest, TheSmallerOneCountsButNotBelowWhatTheKernelTakes) {
+  support::TempDir directory;
+  auto limit = [&](absl::string_view by_default, absl::string_view most) {
+    EXPECT_TRUE(base::WriteFileAtomically(directory.File("default_request_timeout"), by_default).ok());
+    EXPECT_TRUE(base::WriteFileAtomically(directory.File("max_request_timeout"), most).ok());
+    return KernelRequestLimit(directory.path());
+  };
+  EXPECT_EQ(KernelRequestLimit(directory.path()), 0u);  // an older kernel
+  EXPECT_EQ(limit("0\n", "0\n"), 0u);
+  EXPECT_EQ(limit("100\n", "0\n"), 100u);
+  EXPECT_EQ(limit("0\n", "65535\n"), 65535u);
+  EXPECT_EQ(limit("100\n", "20\n"), 20u);
+  EXPECT_EQ(limit("30\n", "100\n"), 30u);
+  EXPECT_EQ(limit("0\n", "3\n"), 15u);
+}
+
+TEST_F(ServerTest, AReadEndsBeforeTheKernelEndsTheConnection) {
+  ServerOptions options = Options();
+  options.request_limit = 20;
+  StartServer(std::move(options));
+  ASSERT_THAT(log(), SizeIs(1));
+  EXPECT_THAT(log()[0], HasSubstr("no longer than 10s"));
+  const uint64_t read = kernel_.SendRead(node_a_, 1, 0, 4096);
+  ASSERT_TRUE(layer_a_->AwaitWaiting(1));
+  clock_.Advance(absl::Seconds(13));
+  EXPECT_EQ(kernel_.Await(read).error, EIO);
+}
+
+TEST_F(ServerTest, ReadsThatWaitAreToldByLayerWithTheAgeOfTheOldest) {
+  StartServer();
+  EXPECT_THAT(server_->waiting_reads(), SizeIs(0));
+  kernel_.SendRead(node_a_, 1, 0, 4096);
+  ASSERT_TRUE(layer_a_->AwaitWaiting(1));
+  clock_.Advance(absl::Seconds(5));
+  kernel_.SendRead(node_a_, 1, 8192, 4096);
+  ASSERT_TRUE(layer_a_->AwaitWaiting(2));
+  const auto reads = server_->waiting_reads();
+  ASSERT_THAT(reads, SizeIs(1));
+  EXPECT_EQ(reads[0].layer, layer_a_->descriptor().digest);
+  EXPECT_EQ(reads[0].reads, 2u);
+  EXPECT_EQ(reads[0].oldest, absl::Seconds(5));
 }
 
 TEST_F(ServerTest, WaitForEverIsForEver) {

@@ -91,6 +91,21 @@ TEST_F(TakeoverTest, ReadThatComesAgainReplacesItself) {
   EXPECT_EQ(kernel_.messages(), before + 1);
 }
 
+TEST_F(TakeoverTest, AReadOfThePredecessorEndsBeforeTheKernelEndsTheConnection) {
+  constexpr uint64_t kLimit = 20;
+  ServerOptions options = Options();
+  options.request_limit = kLimit;
+  StartServer(std::move(options));
+  kernel_.SendRead(node_a_, 1, 0, 4096);
+  ASSERT_TRUE(layer_a_->AwaitWaiting(1));
+  clock_.Advance(absl::Seconds(9));
+  ASSERT_TRUE(TakeOver(kLimit).ok());
+  const auto again = kernel_.ResendUnanswered();
+  ASSERT_TRUE(layer_a_->AwaitWaiting(1));
+  clock_.Advance(absl::Seconds(8));  // 17 since it was asked
+  EXPECT_EQ(kernel_.Await(again.begin()->second).error, EIO);
+}
+
 TEST_F(TakeoverTest, InterruptsFindResentReads) {
   StartServer();
   kernel_.SendRead(node_a_, 1, 0, 4096, 100);
