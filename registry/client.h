@@ -42,6 +42,8 @@ struct CallContext {
   // Credentials of the living requester; null: the client's own provider.
   std::shared_ptr<const CredentialsProvider> credentials;
   Access access = Access::kPull;
+  // What was read before was wrong: the host itself is asked first, mirrors, of whom it may have come, last.
+  bool distrust_mirrors = false;
   // Body bytes received are added here as they arrive, those of failed attempts included. May be null.
   std::atomic<uint64_t>* bytes_received = nullptr;
 };

@@ -53,8 +53,11 @@ void NoteLink(Waiter& waiter) {
   waiter.host = sources.front()->host();
   const registry::Client::LinkEstimate link = sources.front()->link();
   const double bytes = link.bytes_per_second * absl::ToDoubleSeconds(link.round_trip);
-  if (bytes >= 0 && bytes < 1e15)
+  if (link.ignores_ranges) {  // every request costs the whole blob: one of them shall do
+    layer.range_hint().store(kWholeBlob, std::memory_order_relaxed);
+  } else if (bytes >= 0 && bytes < 1e15) {
     layer.range_hint().store(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
+  }
 }
 
 }  // namespace

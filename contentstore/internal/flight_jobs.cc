@@ -48,7 +48,7 @@ class FlightTable::JobBuilder {
     end_ = BlobEnd(chunk);
     Take(head, chunk);
     if (chunk.blob_size != 0) {
-      GrowBackward(head);
+      GrowBackward(head, target);
       GrowForward(head, limit, target);
     }
     std::sort(job_->items.begin(), job_->items.end(), [](const Job::Item& a, const Job::Item& b) {
@@ -92,8 +92,8 @@ class FlightTable::JobBuilder {
     return chunk.blob_offset >= begin_ && BlobEnd(chunk) <= end_;
   }
 
-  // Only what was asked for, and what the range holds anyway.
-  void GrowBackward(uint64_t head) {
+  // Only what was asked for, and what the range holds anyway; or all.
+  void GrowBackward(uint64_t head, uint64_t target) {
     for (uint64_t i = head; i-- > 0 && head - i < kMaxItems && job_->items.size() < kMaxItems;) {
       const layer::Chunk chunk = index_.chunk(i);
       const Want want = Classify(i);
@@ -104,10 +104,10 @@ class FlightTable::JobBuilder {
         if (want == Want::kAsked || Affordable(chunk)) Take(i, chunk);
         continue;
       }
-      if (want == Want::kUnasked) continue;  // the gap ends the walk
+      if (want == Want::kUnasked && target != kWholeBlob) continue;  // the gap ends the walk
       const uint64_t begin = std::min(begin_, chunk.blob_offset);
       const uint64_t end = std::max(end_, BlobEnd(chunk));
-      if (end - begin > table_.limits_.max_range_bytes) return;
+      if (end - begin > std::max(table_.limits_.max_range_bytes, target)) return;
       begin_ = begin;
       end_ = end;
       Take(i, chunk);
@@ -131,7 +131,7 @@ class FlightTable::JobBuilder {
       }
       if (chunk.blob_offset < begin_) return;
       if (chunk.blob_offset > end_ && chunk.blob_offset - end_ > kMaxGapBytes) return;
-      const uint64_t most = want == Want::kAsked ? table_.limits_.max_range_bytes : target;
+      const uint64_t most = want == Want::kAsked ? std::max(table_.limits_.max_range_bytes, target) : target;
       if (BlobEnd(chunk) - begin_ > most) return;
       end_ = std::max(end_, BlobEnd(chunk));
       Take(i, chunk);
@@ -149,6 +149,7 @@ class FlightTable::JobBuilder {
 
 uint64_t FlightTable::RangeTarget(Layer& layer, int streak, uint64_t run, FetchCause cause) const {
   if (cause != FetchCause::kDemand) return 0;  // the others know what they want
+  if (layer.range_hint().load(std::memory_order_relaxed) == kWholeBlob) return kWholeBlob;
   // A first touch says nothing about its neighbours: little more than what was asked for. A reader that goes
   // on gets twice as much each time, and once it is plainly sequential what the link carries in one round
   // trip, though not more than it has read so far: most files end soon.

@@ -15,6 +15,7 @@ namespace {
 constexpr uint64_t kDropBytes = 512 << 10;
 // A chunk that needs more of the blob at once is one that somebody made to exhaust memory.
 constexpr uint64_t kMaxChunkBlobBytes = 128 << 20;
+constexpr absl::Duration kSpeculativePatience = absl::Seconds(20);
 
 }  // namespace
 
@@ -109,6 +110,10 @@ absl::Status JobRunner::ReadFrom(BlobSource& source) {
         Window window(*this, Remaining());
         registry::CallContext context;
         context.deadline = host_.Deadline(job_);
+        // Who joins what is read ahead must not wait as long as that could.
+        if (job_.speculative)
+          context.deadline = std::min(context.deadline, host_.Now() + kSpeculativePatience);
+        context.distrust_mirrors = !wrong_.ok();
         context.cancel = job_.cancel;
         context.credentials = credentials;
         context.bytes_received = job_.layer->FetchedCounter(source, job_.cause);

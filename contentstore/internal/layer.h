@@ -19,6 +19,8 @@
 
 namespace lazyblob::contentstore {
 
+inline constexpr uint64_t kWholeBlob = UINT64_MAX;
+
 class FetchEngine;
 
 // What an indexed layer consists of. Immutable; lives as long as its layer.
@@ -139,7 +141,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
 
   // Reading past this data offset asks for more to be read ahead.
   std::atomic<uint64_t>& ahead_trigger() { return ahead_trigger_; }
-  // Bytes that are on their way on this layer's link at any time; 0: unknown.
+  // Bytes that are on their way on this layer's link at any time; 0: unknown; kWholeBlob: it ignores ranges.
   std::atomic<uint64_t>& range_hint() { return range_hint_; }
   LayerFetchState& fetch_state() { return fetch_state_; }
 

@@ -64,6 +64,7 @@ absl::Status StreamFromSources(Layer& layer, registry::ByteRange range, registry
       context.deadline = caller.deadline;
       context.cancel = caller.cancel;
       context.credentials = credentials;
+      context.distrust_mirrors = caller.first_source > 0;
       context.bytes_received = layer.FetchedCounter(source, caller.cause);
       return source.Read(layer.descriptor(), {range.offset + received, range.length - received}, counted,
                          context);

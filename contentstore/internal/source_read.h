@@ -29,7 +29,7 @@ struct StreamCaller {
   absl::Duration deadline = absl::InfiniteDuration();
   std::shared_ptr<base::CancelToken> cancel;
   std::function<CredentialsList()> requesters;
-  size_t first_source = 0;  // where in the list of sources to begin
+  size_t first_source = 0;  // where in the list of sources to begin; not 0: bytes were wrong before
 };
 
 // Streams `range` of the layer's blob from its sources; where one fails the next goes on at the same byte, so

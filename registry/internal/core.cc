@@ -116,6 +116,10 @@ absl::Status ClientCore::OnEndpoints(const oci::Reference& reference, const Call
   if (context.access == Access::kPush) wanted = Capability::kPush;
   absl::StatusOr<std::vector<Endpoint>> endpoints = EndpointsOf(reference, options_, wanted);
   if (!endpoints.ok()) return base::Annotate(endpoints.status(), what);
+  // Two of one host (https, then http) are no mirrors.
+  const bool mirrored = std::none_of(endpoints->begin(), endpoints->end(),
+                                     [](const Endpoint& endpoint) { return endpoint.guessed_tls; });
+  if (context.distrust_mirrors && mirrored) std::reverse(endpoints->begin(), endpoints->end());
   absl::Status status;
   for (const Endpoint& endpoint : *endpoints) {
     RetryPolicy policy = retry_policy();
@@ -335,9 +339,11 @@ absl::StatusOr<std::string> ClientCore::GetSmallBlob(const oci::Reference& repos
     contents.append(reinterpret_cast<const char*>(data.data()), data.size());
     return absl::OkStatus();
   };
+  CallContext attempt_context = context;
   for (int attempt = 0; attempt < 2; ++attempt) {
     contents.clear();
-    RETURN_IF_ERROR(ReadBlob(repository, blob, {0, blob.size}, collect, context));
+    attempt_context.distrust_mirrors = context.distrust_mirrors || attempt > 0;
+    RETURN_IF_ERROR(ReadBlob(repository, blob, {0, blob.size}, collect, attempt_context));
     if (DigestLike(blob.digest, contents) == blob.digest) return contents;
   }
   return absl::DataLossError(absl::StrCat(what, ": the bytes received twice have digest ",

@@ -439,5 +439,22 @@ TEST_F(HostsDirectoriesTest, MirrorAndServerOverHttp) {
   EXPECT_EQ(sent(server.Log()[0]), "");
 }
 
+TEST_F(HostsDirectoriesTest, AfterWrongBytesTheMirrorIsAskedLast) {
+  support::TestRegistry server;
+  support::TestRegistry mirror;
+  const std::string blob = internal::Pattern(5000);
+  server.PutBlob("app", blob);
+  mirror.PutBlob("app", blob);
+  mirror.AddFault({.path_contains = "/blobs/"}, {.flip_bit_of_byte = 17});
+  Write("reg.example",
+        absl::StrCat("server = 'http://", server.host(), "'\n[host.'http://", mirror.host(), "']"));
+  Client client(Options());
+  auto read = client.GetSmallBlob(internal::Repository(), internal::DescriptorOf(blob), 1 << 20, {});
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(*read, blob);
+  EXPECT_EQ(mirror.Log().size(), 1u);
+  EXPECT_EQ(server.Log().size(), 1u);
+}
+
 }  // namespace
 }  // namespace lazyblob::registry

@@ -150,6 +150,7 @@ absl::Status GatedBlobSource::Read(const oci::Descriptor& blob, registry::ByteRa
     ++running_;
     number = requests_.size();
     requests_.push_back({blob.digest, range, context.credentials, username, context.deadline, false, {}});
+    requests_.back().distrust_mirrors = context.distrust_mirrors;
     if (auto found = blobs_.find(blob.digest); found != blobs_.end()) bytes = found->second;
   }
   absl::Status result;

@@ -46,6 +46,7 @@ class GatedBlobSource final : public contentstore::BlobSource {
     absl::Duration deadline;
     bool finished = false;
     absl::Status result;
+    bool distrust_mirrors = false;
   };
 
   explicit GatedBlobSource(std::string name = "test:gated", const base::Clock* clock = &base::SystemClock());
