@@ -166,6 +166,7 @@ class Commands {
     } else {
       for (const auto& mount : status.mounts()) PrintMount(mount, io_.out);
       PrintSnapshots(status, io_.out);
+      PrintScrub(status, io_.out);
     }
     return absl::OkStatus();
   }

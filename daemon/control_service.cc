@@ -39,6 +39,7 @@ api::LayerStatus Describe(contentstore::LazyLayer& layer, absl::string_view mode
   }
   out.set_fetched_bytes(fetched);
   out.set_served_bytes(stats.served_bytes);
+  out.set_rotten_chunks(stats.rotten_chunks);
   out.set_lazy(layer.state() == contentstore::LayerState::kLazy);
   out.set_reason(layer.not_lazy_reason());
   out.set_source(stats.last_source);
@@ -72,6 +73,14 @@ api::NotLazyLayer Describe(const snapshotter::NotLazyLayer& layer) {
   out.set_detail(base::Printable(layer.detail));
   out.set_times(layer.times);
   return out;
+}
+
+void Describe(const contentstore::ScrubStatus& scrub, api::ScrubStatus* out) {
+  out->set_running(scrub.running);
+  if (scrub.ended != absl::InfinitePast()) out->set_ended(absl::ToUnixSeconds(scrub.ended));
+  out->set_chunks(scrub.chunks);
+  out->set_bytes(scrub.bytes);
+  out->set_rotten(scrub.rotten);
 }
 
 // " (deleted)" is the kernel's, when the file was replaced.
@@ -129,6 +138,7 @@ class Service final : public api::Control::Service {
     if (parts_.snapshotter != nullptr) DescribeSnapshots(target, response);
     TellWaitingReads(response);
     if (request->probe()) DescribeMachine(response);
+    Describe(parts_.store->scrub_status(), response->mutable_scrub());
     response->set_generation(parts_.generation);
     response->set_program(OwnProgram());
     if (!target.empty() && response->mounts().empty() && response->not_lazy().empty()) {

@@ -30,6 +30,7 @@ json LayerToJson(const api::LayerStatus& layer) {
           {"fetched_bytes", layer.fetched_bytes()},
           {"fetched_by_cause", std::move(causes)},
           {"served_bytes", layer.served_bytes()},
+          {"rotten_chunks", layer.rotten_chunks()},
           {"data_size", layer.data_size()},
           {"cached_bytes", layer.cached_bytes()},
           {"waiting_reads", layer.waiting_reads()},
@@ -93,7 +94,13 @@ json ToJson(const api::StatusResponse& status) {
           {"layers", std::move(layers)},
           {"snapshot_layers", std::move(snapshot_layers)},
           {"not_lazy", std::move(not_lazy)},
-          {"not_lazy_reasons", std::move(reasons)}};
+          {"not_lazy_reasons", std::move(reasons)},
+          {"scrub",
+           {{"running", status.scrub().running()},
+            {"ended", status.scrub().ended()},
+            {"chunks", status.scrub().chunks()},
+            {"bytes", status.scrub().bytes()},
+            {"rotten", status.scrub().rotten()}}}};
 }
 
 void PrintMount(const api::MountStatus& mount, std::ostream& out) {
@@ -110,6 +117,18 @@ void PrintSnapshots(const api::StatusResponse& status, std::ostream& out) {
     out << absl::StrFormat("  %s  %s, %d times: %s\n", layer.layer().substr(0, 19), layer.reason(),
                            layer.times(), layer.reference());
     if (!layer.detail().empty()) out << "    " << layer.detail() << "\n";
+  }
+}
+
+void PrintScrub(const api::StatusResponse& status, std::ostream& out) {
+  const api::ScrubStatus& scrub = status.scrub();
+  if (scrub.running()) {
+    out << absl::StrFormat("the cache is being compared with its digests: %d chunks, %s so far\n",
+                           scrub.chunks(), Megabytes(scrub.bytes()));
+  }
+  if (scrub.rotten() > 0) {
+    out << absl::StrFormat("%d cached chunks were found rotten: look after the disk (the log tells which)\n",
+                           scrub.rotten());
   }
 }
 

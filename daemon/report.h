@@ -18,13 +18,16 @@ namespace lazyblob::daemon {
 // "mode", "size", "fetched_bytes", "served_bytes", "lazy", "reason", …}]}
 nlohmann::json ToJson(const control::v1::MountStatus& mount);
 // {"mounts": [...], "layers": [every layer once], "snapshot_layers": [those of lazy snapshots],
-// "not_lazy": [{"layer", "reference", "reason", "detail", "times"}], "not_lazy_reasons": {reason: times}}
+// "not_lazy": [{"layer", "reference", "reason", "detail", "times"}], "not_lazy_reasons": {reason: times},
+// "scrub": {"running", "ended", "chunks", "bytes", "rotten"}}
 nlohmann::json ToJson(const control::v1::StatusResponse& status);
 
 // Some lines per mount.
 void PrintMount(const control::v1::MountStatus& mount, std::ostream& out);
 // What containerd's snapshots hold; nothing when there are none.
 void PrintSnapshots(const control::v1::StatusResponse& status, std::ostream& out);
+// A comparison of the cache that runs, and what comparisons have found; nothing when there is none.
+void PrintScrub(const control::v1::StatusResponse& status, std::ostream& out);
 
 // Progress of layers that are being fetched. One thread at a time.
 class ProgressPrinter {

@@ -73,6 +73,27 @@ TEST(ReportTest, SnapshotsAndWhatIsNotLazyAreTold) {
   EXPECT_EQ(nothing.str(), "");
 }
 
+TEST(ReportTest, WhatAScrubHasFoundIsTold) {
+  control::v1::StatusResponse status;
+  std::ostringstream out;
+  PrintScrub(status, out);
+  EXPECT_EQ(out.str(), "");
+  status.mutable_scrub()->set_ended(1700000000);
+  status.mutable_scrub()->set_chunks(7);
+  status.mutable_scrub()->set_bytes(28672);
+  PrintScrub(status, out);
+  EXPECT_EQ(out.str(), "") << "nothing to worry about";
+  status.mutable_scrub()->set_running(true);
+  status.mutable_scrub()->set_rotten(2);
+  PrintScrub(status, out);
+  EXPECT_NE(out.str().find("compared with its digests: 7 chunks"), std::string::npos) << out.str();
+  EXPECT_NE(out.str().find("2 cached chunks were found rotten"), std::string::npos) << out.str();
+  const nlohmann::json json = ToJson(status)["scrub"];
+  EXPECT_EQ(json["ended"], 1700000000);
+  EXPECT_EQ(json["bytes"], 28672);
+  EXPECT_EQ(json["rotten"], 2);
+}
+
 TEST(ReportTest, ProgressStyles) {
   using Style = ProgressPrinter::Style;
   EXPECT_EQ(ProgressPrinter::ParseStyle("auto", true), Style::kTerminal);
