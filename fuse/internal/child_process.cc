@@ -66,6 +66,7 @@ void WriteOomScore(const std::string& value) {
   close_range(kFirstInherited, ~0U, CLOSE_RANGE_CLOEXEC);
   for (int fd : start.inherit) fcntl(fd, F_SETFD, 0);
   if (!start.oom_score_adj.empty()) WriteOomScore(start.oom_score_adj);
+  unsetenv("NOTIFY_SOCKET");  // the keeper's alone
   std::vector<char*> argv;
   for (const std::string& word : start.argv) argv.push_back(const_cast<char*>(word.c_str()));
   argv.push_back(nullptr);
@@ -141,6 +142,19 @@ bool IsDying(pid_t pid) {
     }
   }
   return false;
+}
+
+uint64_t StartTimeOf(pid_t pid) {
+  constexpr int kStartTime = 22 - 3;  // proc(5); what follows the name starts with field 3
+  absl::StatusOr<std::string> stat = base::ReadFile(absl::StrCat("/proc/", pid, "/stat"), 64 * 1024);
+  if (!stat.ok()) return 0;
+  const size_t name_end = stat->rfind(") ");
+  if (name_end == std::string::npos) return 0;
+  const std::vector<absl::string_view> fields =
+      absl::StrSplit(absl::string_view(*stat).substr(name_end + 2), ' ');
+  uint64_t start = 0;
+  if (fields.size() <= kStartTime || !absl::SimpleAtoi(fields[kStartTime], &start)) return 0;
+  return start;
 }
 
 }  // namespace lazyblob::fuse::internal

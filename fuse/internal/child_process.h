@@ -5,6 +5,7 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>
@@ -39,5 +40,8 @@ absl::StatusOr<pid_t> StartDaemon(const DaemonStart& start);
 // True when the process can run no more code of its own: it is a zombie (perhaps with a thread that still
 // hangs in the kernel, so that it cannot be reaped), or SIGKILL is pending.
 bool IsDying(pid_t pid);
+
+// When the process started, in clock ticks since boot; 0 if there is none.
+uint64_t StartTimeOf(pid_t pid);
 
 }  // namespace lazyblob::fuse::internal

@@ -21,20 +21,33 @@
 namespace lazyblob::fuse::internal {
 namespace {
 
-constexpr absl::Duration kRestartWindow = absl::Minutes(1);
+constexpr int kStartsAtOnce = 3;  // of daemons that are never ready; then with pauses that double
+constexpr absl::Duration kFirstPause = absl::Seconds(1);
+constexpr absl::Duration kLongestPause = absl::Seconds(30);
 constexpr absl::Duration kLivenessPeriod = absl::Seconds(1);
-constexpr absl::Duration kRetryDelay = absl::Seconds(1);
-
-void Say(const std::string& line) { fprintf(stderr, "lazyblob-keeper: %s\n", line.c_str()); }
 
 std::string Ending(int wait_status) {
   if (WIFSIGNALED(wait_status)) return absl::StrCat("was killed by signal ", WTERMSIG(wait_status));
   return absl::StrCat("ended with exit code ", WEXITSTATUS(wait_status));
 }
 
+absl::Duration PauseAfter(int failed_starts) {
+  absl::Duration pause = failed_starts <= kStartsAtOnce ? absl::ZeroDuration() : kFirstPause;
+  for (int i = kStartsAtOnce + 1; i < failed_starts && pause < kLongestPause; ++i) pause *= 2;
+  return std::min(pause, kLongestPause);
+}
+
+const char* NotifySocket() {
+  const char* socket = getenv("NOTIFY_SOCKET");
+  return socket == nullptr ? "" : socket;
+}
+
 }  // namespace
 
-KeeperLoop::KeeperLoop(const KeeperOptions& options) : options_(options), ready_fd_(options.ready_fd) {
+void Say(const std::string& line) { fprintf(stderr, "lazyblob-keeper: %s\n", line.c_str()); }
+
+KeeperLoop::KeeperLoop(const KeeperOptions& options)
+    : options_(options), ready_fd_(options.ready_fd), manager_(NotifySocket()) {
   if (!options_.daemon.empty()) program_ = options_.daemon[0];
 }
 
@@ -76,8 +89,9 @@ absl::Status KeeperLoop::Start() {
     absl::StatusOr<base::UniqueFd> file = base::OpenFile("/proc/self/oom_score_adj", O_WRONLY);
     if (!file.ok() || write(file->get(), "-1000", 5) < 0) oom_score_adj_.clear();
   }
-  RETURN_IF_ERROR(OpenFreshConnection());
-  return StartNextDaemon();
+  RETURN_IF_ERROR(BeginState());
+  if (!connection_.device.valid()) RETURN_IF_ERROR(OpenFreshConnection());
+  return daemon_ > 0 ? absl::OkStatus() : StartNextDaemon();
 }
 
 absl::Status KeeperLoop::OpenFreshConnection() {
@@ -93,6 +107,11 @@ absl::Status KeeperLoop::OpenFreshConnection() {
   if (!connection.ok())
     return base::Annotate(connection.status(), "make the FUSE connection (is this root?)");
   connection_ = *std::move(connection);
+  const std::vector<std::string> old = {held_device_, held_mount_};
+  held_device_ = Store("fuse", connection_.device.get());
+  held_mount_ = Store("mount", connection_.mount.get());
+  Save();
+  for (const std::string& name : old) Forget(name);
   return absl::OkStatus();
 }
 
@@ -110,7 +129,7 @@ absl::Status KeeperLoop::StartNextDaemon() {
   start.argv = options_.daemon;
   start.argv[0] = program_;
   if (fall_back_) {
-    start.program = good_program_.get();
+    start.program = good_program_.fd.get();
     started_program_.Reset();
   } else {
     absl::StatusOr<base::UniqueFd> program = base::OpenFile(program_, O_PATH);
@@ -125,27 +144,35 @@ absl::Status KeeperLoop::StartNextDaemon() {
   }
   ASSIGN_OR_RETURN(daemon_, StartDaemon(start));
   ++session_;
-  ready_ = false;
+  ready_ = taken_ = false;
+  restart_at_ = absl::InfiniteDuration();
   socket_ = std::move(ours);
   next_liveness_check_ = Now() + kLivenessPeriod;
   if (ready_fd_ >= 0) close(ready_fd_);  // whoever waits sees the end when the first daemon dies
   ready_fd_ = -1;
+  Save();
+  ProvokeRequest();
   return absl::OkStatus();
 }
 
 void KeeperLoop::Step() {
   std::vector<pollfd> wait = {{signals_.get(), POLLIN, 0}};
-  if (socket_.valid()) {
-    wait.push_back({socket_.get(), static_cast<short>(outgoing_.empty() ? POLLIN : POLLIN | POLLOUT), 0});
+  const bool listening = socket_.valid() && !(upgrade_ && upgrade_->checked);
+  if (socket_.valid() && (listening || !outgoing_.empty())) {
+    wait.push_back(
+        {socket_.get(), static_cast<short>((listening ? POLLIN : 0) | (outgoing_.empty() ? 0 : POLLOUT)), 0});
   }
+  if (answering_errors_) wait.push_back({connection_.device.get(), POLLIN, 0});
+  for (const auto& stray : strays_) wait.push_back({stray.second.get(), POLLIN, 0});
   for (const Operation& operation : running_) wait.push_back({operation.child.result.get(), POLLIN, 0});
   if (poll(wait.data(), wait.size(), PollTimeoutMs()) < 0 && errno != EINTR) {
     GiveUp(absl::StrCat("poll failed with error ", errno));
     return;
   }
   // Requests before deaths: what a daemon asked for before it died is heard.
-  if (socket_.valid()) ReadRequests();
+  if (listening) ReadRequests();
   if (socket_.valid()) FlushOutgoing();
+  if (answering_errors_) AnswerErrors();
   std::list<Operation> done;
   size_t index = wait.size() - running_.size();
   for (auto operation = running_.begin(); operation != running_.end();) {
@@ -156,13 +183,17 @@ void KeeperLoop::Step() {
   for (Operation& operation : done) FinishOperation(std::move(operation));
   ReadSignals();
   ReapChildren();
+  ReapStrays();
   CheckTimers();
   StartOperations();
+  FinishUpgrade();
 }
 
 int KeeperLoop::PollTimeoutMs() const {
   absl::Duration next =
       std::min({next_liveness_check_, reap_deadline_, stop_deadline_, unmount_deadline_, restart_at_});
+  if (ErrorsAreDue()) next = std::min(next, errors_at_);
+  if (upgrade_) next = std::min(next, upgrade_->deadline);
   if (next == absl::InfiniteDuration()) return -1;
   absl::Duration left = next - Now();
   if (left <= absl::ZeroDuration()) return 0;
@@ -175,7 +206,10 @@ void KeeperLoop::ReadSignals() {
     auto signal = static_cast<int>(info.ssi_signo);
     if (signal == SIGCHLD) continue;
     if (signal == SIGHUP) {
-      HandOver();
+      if (upgrade_) continue;
+      absl::Status status = BeginUpgrade(program_, std::nullopt);
+      if (!status.ok()) Say(std::string(status.message()));
+      if (!upgrade_) HandOver();
       continue;
     }
     stopping_ = true;
@@ -190,7 +224,11 @@ void KeeperLoop::ReadSignals() {
 
 void KeeperLoop::HandOver() {
   fall_back_ = false;
-  if (daemon_ <= 0) return;
+  if (daemon_ <= 0) {
+    failed_starts_ = 0;
+    if (!ended_) restart_at_ = Now();
+    return;
+  }
   handing_over_ = true;
   kill(daemon_, SIGHUP);
 }
@@ -200,6 +238,8 @@ void KeeperLoop::ReapChildren() {
   for (pid_t pid; (pid = waitpid(-1, &wait_status, WNOHANG)) > 0;) {
     if (pid == daemon_) {
       DaemonGone(wait_status);
+    } else if (upgrade_ && pid == upgrade_->checker) {
+      CheckerEnded(wait_status);
     } else if (predecessors_.erase(pid) > 0) {
       SendEvent(MessageType::kPredecessorReaped);
     }
@@ -230,7 +270,12 @@ void KeeperLoop::CheckTimers() {
   }
   if (now >= restart_at_) {
     restart_at_ = absl::InfiniteDuration();
-    Restart();
+    StartAgain();
+  }
+  if (ErrorsAreDue() && now >= errors_at_) BeginErrors();
+  if (upgrade_ && now >= upgrade_->deadline) {
+    AbandonUpgrade(upgrade_->checked ? "mounts are under way for too long"
+                                     : "it does not answer --check-state");
   }
 }
 
@@ -247,15 +292,22 @@ void KeeperLoop::DaemonGone(std::optional<int> wait_status) {
   outgoing_.clear();
   waiting_.remove_if([](const Operation& operation) { return operation.session != 0; });
   reap_deadline_ = stop_deadline_ = next_liveness_check_ = absl::InfiniteDuration();
+  taken_ = false;
+  const bool told_to_end = std::exchange(handing_over_, false);
+  failed_starts_ = ready_ || told_to_end ? 0 : failed_starts_ + 1;
+  if (ready_ || errors_at_ == absl::InfiniteDuration()) errors_at_ = Now() + options_.error_after;
   bool by_itself = wait_status && WIFEXITED(*wait_status);
   exit_code_ = by_itself ? WEXITSTATUS(*wait_status) : 1;
+  const bool never_ready = !good_program_.fd.valid();
   if (shutting_down_ || stopping_) {
     ended_ = true;
-  } else if (by_itself && exit_code_ != 0 && !init_ever_saved_ && !good_program_.valid()) {
+  } else if (by_itself && exit_code_ != 0 && !init_ever_saved_ && never_ready) {
     ended_ = true;  // it could not start, has said why, and would not do better the next time
+  } else if (failed_starts_ > kStartsAtOnce && !connection_used_ && never_ready) {
+    GiveUp(what + "; it was never ready, and nothing is mounted");
   } else {
     Say(what);
-    if (!ready_ && good_program_.valid() && !fall_back_) {
+    if (!ready_ && !never_ready && !fall_back_) {
       Say("it was never ready; the program of its predecessor is started again");
       fall_back_ = true;
     }
@@ -263,20 +315,20 @@ void KeeperLoop::DaemonGone(std::optional<int> wait_status) {
   }
 }
 
+// However often it has died: what is mounted needs a daemon, and nothing else can bring it back.
 void KeeperLoop::Restart() {
-  absl::Duration now = Now();
-  while (!restarts_.empty() && now - restarts_.front() >= kRestartWindow) restarts_.pop_front();
-  const bool died = !std::exchange(handing_over_, false);
-  if (died && restarts_.size() >= static_cast<size_t>(options_.max_restarts)) {
-    GiveUp(absl::StrCat("lazyblobd died ", restarts_.size() + 1,
-                        " times within a minute; giving up: reads from our mounts fail from now on"));
-    return;
-  }
-  if (died) restarts_.push_back(now);
+  const absl::Duration pause = PauseAfter(failed_starts_);
+  if (pause == absl::ZeroDuration()) return StartAgain();
+  Say(absl::StrCat("lazyblobd has ended ", failed_starts_,
+                   " times without being ready; it is started again in ", absl::FormatDuration(pause)));
+  restart_at_ = Now() + pause;
+}
+
+void KeeperLoop::StartAgain() {
   absl::Status status = StartNextDaemon();
   if (status.ok()) return;
   Say(absl::StrCat("start lazyblobd again: ", status.message()));
-  restart_at_ = now + kRetryDelay;
+  restart_at_ = Now() + kFirstPause;
 }
 
 void KeeperLoop::GiveUp(const std::string& why) {
@@ -290,6 +342,10 @@ int KeeperLoop::Finish() {
   if (connection_.device.valid()) AbortConnection(connection_.number).IgnoreError();
   aborted_ = true;
   shutting_down_ = true;
+  answering_errors_ = false;
+  restart_at_ = errors_at_ = absl::InfiniteDuration();
+  ForgetEverything();
+  manager_.Notify("STOPPING=1\nSTATUS=stopped").IgnoreError();
   sockets_.clear();  // whoever waits there is turned away
   waiting_.clear();
   unmount_deadline_ = Now() + kUnmountTime;

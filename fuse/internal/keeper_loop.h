@@ -23,11 +23,18 @@
 #include "base/file.h"
 #include "fuse/internal/child_process.h"
 #include "fuse/internal/keeper_protocol.h"
+#include "fuse/internal/keeper_state.h"
 #include "fuse/internal/mount_syscalls.h"
 #include "fuse/internal/operations.h"
+#include "fuse/internal/service_manager.h"
 #include "fuse/keeper.h"
 
 namespace lazyblob::fuse::internal {
+
+void Say(const std::string& line);  // to whoever reads the log
+
+// For RunKeeper with --check-state.
+int CheckState(const KeeperOptions& options);
 
 class KeeperLoop {
  public:
@@ -54,20 +61,32 @@ class KeeperLoop {
     std::function<absl::StatusOr<std::function<Outcome()>>()> prepare;
     Child child;
   };
-  struct Mount {
-    uint64_t sequence = 0;
-    std::string target;
-    uint64_t mount_id = 0;
-    bool tree = false;
-  };
+  using Mount = KeeperState::Mount;
   struct Outgoing {
     std::string packet;
     base::UniqueFd descriptor;
   };
 
+  // A descriptor that the service manager has, too; "": it has not.
+  struct Held {
+    base::UniqueFd fd;
+    std::string name;
+  };
   struct KeptSocket {
     std::string place;
-    base::UniqueFd socket;
+    Held socket;
+  };
+
+  // Another program for this process.
+  struct Upgrade {
+    std::string daemon_program;
+    std::string path;
+    base::UniqueFd program;
+    uint64_t session = 0;  // of the daemon that asked
+    std::optional<uint64_t> id;
+    pid_t checker = -1;    // the program, which is asked whether it could
+    bool checked = false;  // it could: no more requests are taken
+    absl::Duration deadline;
   };
 
   absl::Status Start();
@@ -78,6 +97,7 @@ class KeeperLoop {
   absl::Status OpenFreshConnection();
   absl::Status StartNextDaemon();
   void Restart();
+  void StartAgain();
   void DaemonGone(std::optional<int> wait_status);
   void HandOver();
   void GiveUp(const std::string& why);
@@ -104,6 +124,34 @@ class KeeperLoop {
   void SendEvent(MessageType type);
   void FlushOutgoing();
 
+  // Requests that no daemon answers (keeper_errors.cc).
+  bool ErrorsAreDue() const { return !taken_ && connection_used_ && !answering_errors_; }
+  void BeginErrors();
+  void AnswerErrors();
+  void ProvokeRequest();
+
+  // Going on where another keeper ended (keeper_resume.cc).
+  absl::Status BeginState();
+  absl::Status Resume(HeldDescriptors* held);
+  void EndStray(const KeeperState::Process& process);
+  void UndoPending(const std::string& target);
+  void ReapStrays();
+  KeeperState State() const;
+  void Save(const std::string& pending = "");
+  absl::Status SaveState(const KeeperState& state);
+  // Its name with the service manager.
+  std::string Store(absl::string_view kind, int fd);
+  void Forget(const std::string& name);
+  void ForgetEverything();
+  // A program for the keeper itself, next to the daemon's. `id`: of the request that is to be answered. OK
+  // without upgrade_: there is none.
+  absl::Status BeginUpgrade(const std::string& daemon_program, std::optional<uint64_t> id);
+  void CheckerEnded(int wait_status);
+  void AbandonUpgrade(const std::string& why);
+  void FinishUpgrade();
+  std::map<std::string, int> Descriptors() const;
+  std::vector<std::string> SuccessorWords(const std::string& path) const;
+
   // Operations.
   void StartOperations();
   void FinishOperation(Operation operation);
@@ -117,24 +165,38 @@ class KeeperLoop {
   base::UniqueFd signals_;
   std::string oom_score_adj_;  // what the daemon gets back
 
-  FuseConnection connection_;
+  ServiceManager manager_;
+  StateFile state_;
+  uint64_t next_name_ = 1;
+  bool same_process_ = false;  // the keeper of before was this process
+
+  FuseConnection connection_;  // as held_device_ and held_mount_ name its descriptors
+  std::string held_device_;
+  std::string held_mount_;
   InitExchange init_;
   bool connection_used_ = false;  // something was mounted over it, so INIT has been answered
   bool init_ever_saved_ = false;
 
   pid_t daemon_ = -1;
-  std::set<pid_t> predecessors_;  // gone, not reaped
+  std::set<pid_t> predecessors_;                                         // gone, not reaped
+  std::vector<std::pair<KeeperState::Process, base::UniqueFd>> strays_;  // the same of a dead keeper: pidfds
   base::UniqueFd socket_;
   std::deque<Outgoing> outgoing_;
   std::string program_;             // of the next daemon
   base::UniqueFd started_program_;  // of this daemon, unless it is good_program_
-  base::UniqueFd good_program_;     // of the last daemon that was ready
+  Held good_program_;               // of the last daemon that was ready
   bool fall_back_ = false;          // start that one: the last start has failed
   bool ready_ = false;              // the daemon has said so
+  bool taken_ = false;              // it has the connection
   bool handing_over_ = false;       // the daemon was told to end for a successor
   std::map<std::string, KeptSocket> sockets_;
-  uint64_t session_ = 0;  // number of daemons started; 0 is nobody's
-  std::deque<absl::Duration> restarts_;
+  uint64_t session_ = 0;   // number of daemons started; 0 is nobody's
+  int failed_starts_ = 0;  // in a row
+  std::optional<Upgrade> upgrade_;
+
+  bool answering_errors_ = false;
+  bool older_are_lost_ = false;  // what was read before cannot be had again: to be failed by number
+  std::vector<char> request_;    // room for one
 
   std::list<Operation> waiting_;
   std::list<Operation> running_;
@@ -154,7 +216,8 @@ class KeeperLoop {
   absl::Duration reap_deadline_ = absl::InfiniteDuration();     // after the socket has closed
   absl::Duration stop_deadline_ = absl::InfiniteDuration();     // after a signal was forwarded
   absl::Duration unmount_deadline_ = absl::InfiniteDuration();  // after Shutdown
-  absl::Duration restart_at_ = absl::InfiniteDuration();        // after a daemon could not be started
+  absl::Duration restart_at_ = absl::InfiniteDuration();        // after daemons that were never ready
+  absl::Duration errors_at_ = absl::InfiniteDuration();         // unless one is ready before
 };
 
 }  // namespace lazyblob::fuse::internal

@@ -100,6 +100,8 @@ absl::Status KeeperLoop::TakeConnection(const Message& message) {
   answer.generation = session_;
   answer.taken_over = !init_.request.empty();
   answer.init = init_;
+  taken_ = true;
+  answering_errors_ = false;
   Answer(session_, message.type, message.id, absl::OkStatus(), EncodeConnectionResult(answer),
          connection_.device.get());
   return absl::OkStatus();
@@ -112,6 +114,7 @@ absl::Status KeeperLoop::SaveInit(const Message& message) {
   }
   init_ = std::move(init);
   init_ever_saved_ = true;
+  Save();
   Answer(session_, message.type, message.id, absl::OkStatus(), "");
   return absl::OkStatus();
 }
@@ -142,7 +145,15 @@ absl::Status KeeperLoop::KeepSocket(const Message& message, base::UniqueFd descr
   if (kept == sockets_.end() && sockets_.size() >= kMaxSockets) {
     return absl::ResourceExhaustedError(absl::StrCat("the keeper keeps ", kMaxSockets, " sockets already"));
   }
-  sockets_[request.name] = {std::move(request.place), std::move(descriptor)};
+  std::string old;
+  if (kept != sockets_.end()) {
+    old = kept->second.socket.name;
+    shutdown(kept->second.socket.fd.get(), SHUT_RDWR);  // the service manager's duplicate listens, too
+  }
+  std::string held = Store("socket", descriptor.get());
+  sockets_[request.name] = {std::move(request.place), {std::move(descriptor), std::move(held)}};
+  Save();
+  Forget(old);
   Answer(session_, message.type, message.id, absl::OkStatus(), "");
   return absl::OkStatus();
 }
@@ -153,14 +164,24 @@ absl::Status KeeperLoop::TakeSocket(const Message& message) {
   if (kept == sockets_.end() || kept->second.place != request.place) {
     return absl::NotFoundError(absl::StrCat("no such socket is kept: ", base::Printable(request.name)));
   }
-  Answer(session_, message.type, message.id, absl::OkStatus(), "", kept->second.socket.get());
+  Answer(session_, message.type, message.id, absl::OkStatus(), "", kept->second.socket.fd.get());
   return absl::OkStatus();
 }
 
 absl::Status KeeperLoop::Ready(const Message& message) {
   RETURN_IF_ERROR(DecodeEmpty(message.body));
-  if (started_program_.valid()) good_program_ = std::move(started_program_);
   ready_ = true;
+  failed_starts_ = 0;
+  errors_at_ = absl::InfiniteDuration();
+  std::string old;
+  if (started_program_.valid()) {
+    old = good_program_.name;
+    std::string held = Store("program", started_program_.get());
+    good_program_ = {std::move(started_program_), std::move(held)};
+  }
+  Save();
+  Forget(old);
+  manager_.Notify(absl::StrCat("READY=1\nSTATUS=lazyblobd ", session_, " serves")).IgnoreError();
   Answer(session_, message.type, message.id, absl::OkStatus(), "");
   return absl::OkStatus();
 }
@@ -168,7 +189,11 @@ absl::Status KeeperLoop::Ready(const Message& message) {
 absl::Status KeeperLoop::Replace(const Message& message) {
   ASSIGN_OR_RETURN(std::string program, DecodeReplace(message.body));
   if (shutting_down_ || stopping_) return absl::UnavailableError("the keeper is shutting down");
-  if (!program.empty()) program_ = std::move(program);
+  if (upgrade_) return absl::UnavailableError("another upgrade is under way");
+  if (program.empty()) program = program_;
+  RETURN_IF_ERROR(BeginUpgrade(program, message.id));
+  if (upgrade_) return absl::OkStatus();  // it answers
+  program_ = std::move(program);
   Answer(session_, message.type, message.id, absl::OkStatus(), "");
   HandOver();
   return absl::OkStatus();
@@ -266,6 +291,7 @@ void KeeperLoop::StartOperations() {
     absl::StatusOr<std::function<Outcome()>> work = operation->prepare();
     absl::Status status = work.status();
     if (status.ok()) {
+      if (operation->type != MessageType::kUnmount) Save(operation->target);
       absl::StatusOr<Child> child =
           RunInChild(connection_.mount.get(), [&] { return EncodeOutcome((*work)()); });
       status = child.status();
@@ -285,6 +311,7 @@ void KeeperLoop::FinishOperation(Operation operation) {
       ReceivePacket(operation.child.result.get(), /*accept_descriptor=*/false, MSG_DONTWAIT);
   Outcome outcome = DecodeOutcome(packet.ok() ? packet->bytes : std::string());
   RecordOutcome(operation, outcome);
+  Save();
   bool orphan = operation.session != session_ || daemon_ <= 0;
   bool mounts = operation.type == MessageType::kMountLayer || operation.type == MessageType::kMountOverlay ||
                 operation.type == MessageType::kMountIdMapped;

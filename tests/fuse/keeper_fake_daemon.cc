@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -95,7 +96,12 @@ class Responder {
     std::string buffer(1100 * 1024, '\0');
     for (;;) {
       ssize_t n = read(device_.get(), buffer.data(), buffer.size());
-      if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT)) continue;
+      if (n < 0 && errno == EAGAIN) {  // a keeper that answered errors has made it so
+        pollfd readable{device_.get(), POLLIN, 0};
+        poll(&readable, 1, -1);
+        continue;
+      }
+      if (n < 0 && (errno == EINTR || errno == ENOENT)) continue;
       if (n < static_cast<ssize_t>(sizeof(fuse_in_header))) return;
       std::string request(buffer.data(), static_cast<size_t>(n));
       {

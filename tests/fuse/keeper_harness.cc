@@ -25,6 +25,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "gtest/gtest.h"
+#include "tests/fuse/fake_service_manager.h"
 
 namespace lazyblob::fuse {
 
@@ -95,23 +96,26 @@ KeeperHarness::~KeeperHarness() {
 
 void KeeperHarness::Start(const std::vector<std::string>& keeper_words,
                           const std::vector<std::string>& daemon_words) {
-  std::vector<std::string> words = {LAZYBLOB_KEEPER};
+  std::vector<std::string> words = {keeper_program_};
   words.insert(words.end(), keeper_words.begin(), keeper_words.end());
-  words.insert(words.end(), {"--", LAZYBLOB_FAKE_DAEMON, absl::StrCat("--control=", control_name_)});
+  words.insert(words.end(), {"--", daemon_program_, absl::StrCat("--control=", control_name_)});
   words.insert(words.end(), daemon_words.begin(), daemon_words.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   std::string log = root_ + "/stderr";
+  std::unique_ptr<FakeServiceManager::Launch> launch = manager_ == nullptr ? nullptr : manager_->Prepare();
   keeper_ = fork();
   if (keeper_ == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
     dup2(fd, STDERR_FILENO);
     close(fd);
+    if (launch != nullptr) launch->Execute(argv.data());
     execv(argv[0], argv.data());
     _exit(126);
   }
+  if (manager_ != nullptr) manager_->Launched(keeper_);
   keeper_exit_ = base::UniqueFd(static_cast<int>(syscall(SYS_pidfd_open, keeper_, 0)));
 }
 
@@ -135,6 +139,14 @@ int KeeperHarness::Wait() {
 std::string KeeperHarness::stderr_text() const {
   auto text = base::ReadFile(root_ + "/stderr", 1 << 20);
   return text.ok() ? *text : "";
+}
+
+bool KeeperHarness::AwaitStderr(const std::string& text) const {
+  for (int i = 0; i < 1500; ++i) {
+    if (absl::StrContains(stderr_text(), text)) return true;
+    poll(nullptr, 0, 20);
+  }
+  return false;
 }
 
 std::string KeeperHarness::MakeTarget(const std::string& name) {

@@ -29,6 +29,8 @@ class FakeDaemon {
   pid_t pid_ = -1;
 };
 
+class FakeServiceManager;
+
 class KeeperHarness {
  public:
   KeeperHarness();
@@ -37,12 +39,20 @@ class KeeperHarness {
 
   void Start(const std::vector<std::string>& keeper_words = {},
              const std::vector<std::string>& daemon_words = {});
+  // The next Start is by this manager, and with other programs; again after a keeper's death.
+  void SetManager(FakeServiceManager* manager) { manager_ = manager; }
+  void SetPrograms(const std::string& keeper, const std::string& daemon) {
+    keeper_program_ = keeper;
+    daemon_program_ = daemon;
+  }
   // The next daemon that the keeper starts; nullptr when the keeper ends instead.
   std::unique_ptr<FakeDaemon> AcceptDaemon();
   pid_t keeper() const { return keeper_; }
   // Waits for the keeper's end. Its exit code, or -signal.
   int Wait();
   std::string stderr_text() const;
+  // Until the keeper or its daemons have said so; false after half a minute.
+  bool AwaitStderr(const std::string& text) const;
 
   const std::string& root() const { return root_; }
   const internal::BuiltinImage& image() const { return image_; }
@@ -62,6 +72,9 @@ class KeeperHarness {
   base::UniqueFd listener_;
   base::UniqueFd keeper_exit_;  // pidfd
   pid_t keeper_ = -1;
+  FakeServiceManager* manager_ = nullptr;
+  std::string keeper_program_ = LAZYBLOB_KEEPER;
+  std::string daemon_program_ = LAZYBLOB_FAKE_DAEMON;
 };
 
 // Lines of /proc/self/mountinfo that contain `text`.

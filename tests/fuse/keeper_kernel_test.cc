@@ -297,26 +297,6 @@ TEST_F(KeeperKernelTest, ASignalEndsEverythingInOrder) {
   EXPECT_THAT(MountLines(harness_->root()), IsEmpty());
 }
 
-TEST_F(KeeperKernelTest, TooManyDeathsEndEverythingWithOneClearLine) {
-  auto daemon = StartServing({"--max-restarts=2"});
-  std::string target = MountLayer(*daemon, "erofs", "layer");
-  base::UniqueFd user(open((target + "/whole").c_str(), O_RDONLY | O_CLOEXEC));
-  ASSERT_TRUE(user.valid());
-  for (int i = 0; i < 2; ++i) {
-    daemon->Kill();
-    daemon = harness_->AcceptDaemon();
-    ASSERT_NE(daemon, nullptr);
-  }
-  daemon->Kill();
-  EXPECT_EQ(harness_->AcceptDaemon(), nullptr);
-  EXPECT_EQ(harness_->Wait(), 1);
-  EXPECT_THAT(harness_->stderr_text(), HasSubstr("died 3 times within a minute; giving up"));
-  EXPECT_THAT(MountLines(harness_->root()), IsEmpty());
-  char byte;
-  EXPECT_EQ(read(user.get(), &byte, 1), -1);
-  EXPECT_EQ(errno, EIO);
-}
-
 TEST_F(KeeperKernelTest, ADaemonThatCannotStartIsNotStartedAgain) {
   harness_->Start({}, {"--exit=3"});
   EXPECT_EQ(harness_->Wait(), 3);

@@ -69,13 +69,13 @@ TEST_F(KeeperSuccessorTest, WhoConnectsWhileNoDaemonRunsWaitsForTheNext) {
 }
 
 TEST_F(KeeperSuccessorTest, AProgramThatIsNeverReadyIsReplacedByItsPredecessor) {
-  harness_->Start({"--max-restarts=2"});
+  harness_->Start();
   auto daemon = Next();
   ASSERT_NE(daemon, nullptr);
   EXPECT_EQ(daemon->Do("serve " + harness_->blob_path()), "OK");
   const std::string target = harness_->MakeTarget("t");
   EXPECT_EQ(daemon->Do(harness_->MountCommand("fuse", target)), "OK");
-  for (int i = 0; i < 4; ++i) {  // a hand-over is no death
+  for (int i = 0; i < 4; ++i) {
     EXPECT_EQ(daemon->Do("ready"), "OK");
     daemon->Begin("replace " LAZYBLOB_FAKE_DAEMON);
     daemon = Next();

@@ -6,9 +6,12 @@
 
 #include <csignal>
 
+#include "absl/strings/str_cat.h"
 #include "fuse/internal/child_process.h"
 #include "fuse/internal/keeper_protocol.h"
+#include "fuse/internal/keeper_state.h"
 #include "fuse/internal/probe.h"
+#include "fuse/internal/service_manager.h"
 #include "fuse/keeper.h"
 #include "fuse/mounter.h"
 #include "gmock/gmock.h"
@@ -45,9 +48,12 @@ TEST(Modes, NamesGoBothWays) {
 }
 
 TEST(KeeperArguments, AreParsed) {
-  auto options = ParseKeeperArguments({"--max-restarts=3", "--ready-fd=7", "--", "/bin/d", "--root", "--"});
+  auto options = ParseKeeperArguments(
+      {"--error-after=3", "--held=a:7", "--check-state", "--ready-fd=7", "--", "/bin/d", "--root", "--"});
   ASSERT_TRUE(options.ok()) << options.status();
-  EXPECT_EQ(options->max_restarts, 3);
+  EXPECT_EQ(options->error_after, absl::Seconds(3));
+  EXPECT_EQ(options->held, "a:7");
+  EXPECT_TRUE(options->check_state);
   EXPECT_EQ(options->ready_fd, 7);
   EXPECT_THAT(options->daemon, ElementsAre("/bin/d", "--root", "--"));
   EXPECT_EQ(ParseKeeperArguments({"--", "/bin/d"})->ready_fd, -1);
@@ -117,6 +123,80 @@ TEST(ChildProcess, DyingIsSeen) {
   EXPECT_TRUE(internal::IsDying(pid));  // a zombie
   waitpid(pid, nullptr, 0);
   EXPECT_TRUE(internal::IsDying(pid));  // gone
+}
+
+internal::KeeperState SomeState() {
+  internal::KeeperState state;
+  state.device = "fuse-1";
+  state.mount = "mount-2";
+  state.good_program = "program-3";
+  state.sockets = {{"control", "1:2", "socket-4"}};
+  state.next_name = 5;
+  state.connection = 77;
+  state.connection_used = true;
+  state.init = {"request", std::string("ans\0wer", 7)};
+  state.session = 9;
+  state.daemon = {1234, 5678};
+  state.predecessors = {{12, 34}};
+  state.program = "/usr/sbin/lazyblobd";
+  state.oom_score_adj = "-999";
+  state.ready = true;
+  state.mounts = {{1, "/m/a", 100, false}, {3, "/m/b", 101, true}};
+  state.next_sequence = 4;
+  state.pending = {"/m/c"};
+  return state;
+}
+
+TEST(KeeperState, GoesBothWays) {
+  const std::string bytes = internal::EncodeState(SomeState());
+  auto state = internal::DecodeState(bytes);
+  ASSERT_TRUE(state.ok()) << state.status();
+  EXPECT_EQ(internal::EncodeState(*state), bytes);
+  EXPECT_EQ(state->mounts[1].target, "/m/b");
+  EXPECT_EQ(state->sockets[0].place, "1:2");
+  EXPECT_EQ(state->daemon.start, 5678u);
+}
+
+TEST(KeeperState, NewerRecordsAreIgnoredOrRefusedAsTheySay) {
+  const std::string bytes = internal::EncodeState(SomeState());
+  const std::string optional = internal::BodyWriter().U32(0x80000063).String("news").Take();
+  EXPECT_TRUE(internal::DecodeState(bytes + optional).ok());
+  const std::string needed = internal::BodyWriter().U32(0x63).String("news").Take();
+  EXPECT_TRUE(absl::IsFailedPrecondition(internal::DecodeState(bytes + needed).status()));
+  for (size_t size = 0; size < bytes.size(); ++size) {  // a record's end is no damage
+    auto state = internal::DecodeState(bytes.substr(0, size));
+    EXPECT_TRUE(state.ok() || absl::IsInvalidArgument(state.status())) << state.status();
+  }
+  EXPECT_FALSE(internal::DecodeState("").ok());
+  EXPECT_FALSE(internal::DecodeState(bytes.substr(0, bytes.size() - 1)).ok());
+}
+
+TEST(KeeperState, AWriteThatWasCutShortLeavesTheOneBefore) {
+  auto file = internal::StateFile::Create();
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_TRUE(absl::IsDataLoss(file->Read().status()));
+  ASSERT_TRUE(file->Write("first").ok());
+  ASSERT_TRUE(file->Write("second").ok());
+  internal::StateFile reader{base::UniqueFd(dup(file->fd()))};
+  EXPECT_EQ(*reader.Read(), "second");
+  // The third goes where the first was; half of it.
+  ASSERT_TRUE(reader.Write("third").ok());
+  EXPECT_EQ(*file->Read(), "third");
+  ASSERT_EQ(pwrite(file->fd(), "x", 1, (1 << 30) + 24 + 32 + 2), 1);
+  EXPECT_EQ(*file->Read(), "second");
+  ASSERT_TRUE(file->Write("again").ok());
+  EXPECT_EQ(*reader.Read(), "again");
+}
+
+TEST(HeldWord, NamesDescriptorsThatAreOpen) {
+  const int fd = dup(STDERR_FILENO);
+  EXPECT_EQ(internal::HeldWord({{"a-1", 7}, {"b", 8}}), "a-1:7,b:8");
+  internal::HeldDescriptors held;
+  ASSERT_TRUE(internal::ParseHeldWord(absl::StrCat("x:", fd), &held).ok());
+  EXPECT_EQ(held["x"].get(), fd);
+  for (const char* wrong : {"", "x", "x:", ":5", "x:99999", "x:1", "x:-1", "x:5x"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(internal::ParseHeldWord(wrong, &held))) << wrong;
+  }
 }
 
 TEST(StateFileSystem, OnlyWhereErofsImagesCanBeMountedFrom) {
