@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/fault.h"
 #include "base/status.h"
 #include "fuse/internal/kernel_errno.h"
 #include "fuse/internal/protocol.h"
@@ -46,6 +47,8 @@ void Init(void*, fuse_conn_info* connection) noexcept {
       connection->capable &
       (FUSE_CAP_ASYNC_READ | FUSE_CAP_ASYNC_DIO | FUSE_CAP_PARALLEL_DIROPS | FUSE_CAP_READDIRPLUS |
        FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_CACHE_SYMLINKS | FUSE_CAP_SPLICE_WRITE);
+  if (!base::FaultPoint("fuse.init").ok())
+    connection->want &= ~FUSE_CAP_ASYNC_DIO;  // as another version would
   connection->max_read = kMaxRead;
   connection->max_readahead = std::min(connection->max_readahead, kMaxReadAhead);
   connection->max_background = kMaxBackground;

@@ -4,7 +4,9 @@
 # Parts (default: all):
 #   storm     kill -9 5 times within one read that the registry holds, LAZYBLOB_KILLS times (20) at random; then successors
 #             that cannot start
-#   upgrade   `lazyblob upgrade` back and forth between two programs, 20 times, and programs that cannot take over
+#   upgrade   `lazyblob upgrade` back and forth between two programs, daemon and keeper, 20 times, and programs that
+#             cannot take over
+#   manager   kill -9 of the keeper, which a service manager starts again, LAZYBLOB_KILLS times (3)
 . "$(dirname "$0")/lib/common.sh"
 . "$E2E_DIR/lib/namespace.sh"
 enter_namespace "$0" "$@"
@@ -67,6 +69,7 @@ exec_loop() {
 }
 
 LOADS=()
+STARTER=()
 load() {  # NAME CMD…
   local name=$1
   shift
@@ -82,8 +85,7 @@ load_start() {  # PART [COMMAND before the load]
     -size +0 -exec sha256sum {} +) | sed 's,  \./,  /,' > "$SCRATCH/sums"
   serve_configure "$1"
   serve_plain_http "$REG"
-  "$LAZYBLOB_KEEPER" --max-restarts=1000000 -- "$LAZYBLOBD" --config "$LB_CONFIG" --root "$ROOT_DIR" --address "$LB_SOCKET" \
-    >> "$LB_LOG" 2>&1 &
+  "${STARTER[@]}" "$LAZYBLOBD" --config "$LB_CONFIG" --root "$ROOT_DIR" --address "$LB_SOCKET" >> "$LB_LOG" 2>&1 &
   SERVE_PID=$!
   disown "$SERVE_PID"
   wait_until 30 'lazyblobd did not start, see $LB_LOG: $(tail -2 "$LB_LOG")' test -S "$LB_SOCKET"
@@ -175,8 +177,12 @@ part_storm() {
 
 part_upgrade() {
   local i which
-  mkdir -p "$SCRATCH/other"
-  cp "$LAZYBLOBD" "$SCRATCH/other/lazyblobd"
+  mkdir -p "$SCRATCH/other" "$SCRATCH/broken"
+  cp "$LAZYBLOBD" "$LAZYBLOB_KEEPER" "$SCRATCH/other/"
+  cp "$LAZYBLOBD" "$SCRATCH/broken/"
+  cp /bin/true "$SCRATCH/broken/lazyblob-keeper"
+  printf '#!/bin/sh\nLAZYBLOB_FAULTS=fuse.init=error exec %s "$@"\n' "$LAZYBLOBD" > "$SCRATCH/bin/negotiates"
+  chmod +x "$SCRATCH/bin/negotiates"
   printf '#!/bin/sh\n[ "$1" = --version ] && echo lazyblobd 9 || exit 1\n' > "$SCRATCH/other/useless"
   chmod +x "$SCRATCH/other/useless"
   load_start upgrade
@@ -185,6 +191,7 @@ part_upgrade() {
     [ $((i % 2)) = 1 ] || which=$SCRATCH/other/lazyblobd
     lb --root "$ROOT_DIR" upgrade --binary "$which" > "$SCRATCH/out" 2>&1 || fail "upgrade $i: $(cat "$SCRATCH/out")"
     grep -q "^$which .* serves" "$SCRATCH/out" || fail "upgrade $i says: $(cat "$SCRATCH/out")"
+    [ "$(readlink "/proc/$SERVE_PID/exe")" = "${which%/*}/lazyblob-keeper" ] || fail "upgrade $i: the keeper is $(readlink "/proc/$SERVE_PID/exe")"
     [ $((i % 4)) != 0 ] || drop_caches
     loads_run "upgrade $i" || break
   done
@@ -192,6 +199,11 @@ part_upgrade() {
   lb_refused lb --root "$ROOT_DIR" upgrade --binary /bin/true || fail "upgrade to /bin/true"
   lb_refused lb --root "$ROOT_DIR" upgrade --binary "$SCRATCH/other/useless" || fail "upgrade to a useless program"
   grep -q "$LAZYBLOBD serves again" "$LB_ERR" || fail "a useless program: $(cat "$LB_ERR")"
+  lb_refused lb --root "$ROOT_DIR" upgrade --binary "$SCRATCH/bin/negotiates" || fail "upgrade to one that negotiates otherwise"
+  grep -q "$LAZYBLOBD serves again" "$LB_ERR" || fail "one that negotiates otherwise: $(cat "$LB_ERR")"
+  grep -q 'negotiated by another version' "$LB_LOG" || fail "one that negotiates otherwise was refused for another reason: $(tail -3 "$LB_LOG")"
+  lb_refused lb --root "$ROOT_DIR" upgrade --binary "$SCRATCH/broken/lazyblobd" || fail "upgrade to a keeper that is none"
+  grep -q 'nothing was replaced' "$LB_ERR" || fail "a keeper that is none: $(cat "$LB_ERR")"
   # the same path, another file
   cp "$SCRATCH/other/lazyblobd" "$LAZYBLOBD.new"
   mv "$LAZYBLOBD.new" "$LAZYBLOBD"
@@ -199,7 +211,31 @@ part_upgrade() {
   load_end upgrade
 }
 
-[ $# -gt 0 ] || set -- storm upgrade
+manager_says() { awk -v word="$1" '$1 == word {last = $2; count++} END {print count + 0, last}' "$SCRATCH/manager"; }
+ready_times() { [ "$(manager_says ready)" = "$1 " ]; }
+
+part_manager() {
+  local i count keeper kills=${LAZYBLOB_KILLS:-3}
+  STARTER=("$PYTHON" "$E2E_DIR/lib/service_manager.py" "$SCRATCH/manager")
+  load_start manager
+  for ((i = 1; i <= kills; i++)); do
+    read -r count keeper <<< "$(manager_says main)"
+    [ "$count" = "$i" ] || { fail "$count keepers were started, not $i: $(tail -3 "$LB_LOG")"; break; }
+    kill -9 "$keeper"
+    wait_until 60 'no keeper goes on: $(tail -3 "$LB_LOG")' ready_times $((i + 1))
+    lb --root "$ROOT_DIR" status > /dev/null || fail "no daemon after the death of keeper $i"
+    drop_caches
+    loads_run "manager, kill $i" || break
+  done
+  log "manager: $((i - 1)) keepers died"
+  load_end manager
+  grep -qx 'ended 0' "$SCRATCH/manager" || fail "manager: the last keeper ended otherwise: $(tail -2 "$SCRATCH/manager")"
+  awk '$1 == "stored" {n[$2]++} $1 == "removed" {delete n[$2]} END {for (name in n) print name}' "$SCRATCH/manager" > "$SCRATCH/out"
+  [ ! -s "$SCRATCH/out" ] || fail "manager: it still has $(tr '\n' ' ' < "$SCRATCH/out")"
+  STARTER=()
+}
+
+[ $# -gt 0 ] || set -- storm upgrade manager
 for part in "$@"; do "part_$part"; done
 log "$failures failures"
 [ "$failures" = 0 ]
