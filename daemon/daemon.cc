@@ -253,6 +253,7 @@ class Daemon {
     shared.reads = {[this](const base::Digest& layer) { server_->FailLayer(layer); },
                     [this](const base::Digest& layer) { server_->AllowLayer(layer); }};
     shared.plain_http = &plain_http_;
+    shared.crashes = crashes_.get();
     layers_ = std::make_unique<ImageLayers>(shared);
     PreparedImagesOptions prepared;
     prepared.stream_plain = options_.config.snapshotter.plain_layers == "stream";

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/fault.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "daemon/parallel.h"
@@ -69,6 +70,10 @@ absl::StatusOr<ResolvedImage> ImageLayers::Resolve(const ImageRequest& request,
   if (const auto* remote = std::get_if<oci::Reference>(&reference); remote != nullptr && request.plain_http) {
     RETURN_IF_ERROR(parts_.plain_http->Add(remote->host));
   }
+  const std::string name = base::Printable(request.reference);
+  if (parts_.crashes != nullptr) RETURN_IF_ERROR(parts_.crashes->Check(name));
+  const base::CrashSubject subject(name);
+  base::FaultPoint(absl::StrCat("daemon.resolve/", name)).IgnoreError();
   return ResolveImage(parts_.client, reference, platform, context);
 }
 

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "base/crash_record.h"
 #include "contentstore/content_store.h"
 #include "daemon/image_resolver.h"
 #include "daemon/layer_mounts.h"
@@ -53,6 +54,7 @@ class ImageLayers {
     fuse::Mounter* mounter = nullptr;
     LayerMounts::ReadGate reads;  // of the FUSE server
     PlainHttpHosts* plain_http = nullptr;
+    const base::CrashRecord* crashes = nullptr;  // null: none is kept
   };
   // All parts outlive it.
   explicit ImageLayers(Parts parts);

@@ -55,6 +55,7 @@ class MountManagerTest : public ::testing::Test {
     shared.mounter = &mounter_;
     shared.reads = {[](const base::Digest&) {}, [](const base::Digest&) {}};
     shared.plain_http = &plain_http_;
+    shared.crashes = crashes_.get();
     manager_.reset();
     layers_ = std::make_unique<ImageLayers>(shared);
     layers_->mounts().Inherit(mounted);
@@ -86,6 +87,7 @@ class MountManagerTest : public ::testing::Test {
   support::FakeMounter mounter_;
   LivingRequesters requesters_;
   PlainHttpHosts plain_http_;
+  std::unique_ptr<base::CrashRecord> crashes_;
   std::unique_ptr<registry::Client> client_;
   std::unique_ptr<contentstore::ContentStore> store_;
   std::unique_ptr<ImageLayers> layers_;
@@ -102,6 +104,22 @@ TEST_F(MountManagerTest, LayersAreStackedTopmostFirst) {
   EXPECT_THAT(mounter_.overlays[0].lowers, ElementsAre(image->layers[1].target, image->layers[0].target));
   EXPECT_EQ(image->mode, fuse::Mode::kErofs);
   EXPECT_EQ(image->mode_reason, "made up");
+}
+
+TEST_F(MountManagerTest, AnImageWhoseManifestCrashedItThriceIsNotResolved) {
+  const std::string bad = registry_.host() + "/test/image";
+  ASSERT_TRUE(
+      base::WriteFileAtomically(directory_.File("crashes"), absl::StrCat(bad, "\n", bad, "\n", bad, "\n"))
+          .ok());
+  crashes_ = base::CrashRecord::Open(directory_.File("crashes")).value();
+  manager_ = Manager();
+  ASSERT_TRUE(manager_->Restore({}).ok());
+  const auto image = Mount({GzipLayer({Directory("."), File("a", "1")})});
+  EXPECT_TRUE(absl::IsFailedPrecondition(image.status())) << image.status();
+  EXPECT_THAT(std::string(image.status().message()), HasSubstr(bad + " is not read any more"));
+  registry_.PutImage("test/other", "latest",
+                     support::MakeImage({GzipLayer({Directory("."), File("a", "1")})}));
+  EXPECT_TRUE(MountReference(registry_.host() + "/test/other").ok());
 }
 
 TEST_F(MountManagerTest, AStreamedLayerIsMountedOnItsCacheFile) {
