@@ -11,30 +11,40 @@ namespace {
 
 using nlohmann::json;
 
-// Parser callback state: refuses duplicate keys and too deep nesting, which nlohmann by itself accepts.
-class Guard {
+// Looks for duplicate keys, of which nlohmann by itself keeps the last. A pass of its own: the parser that
+// has a callback looks through the whole list again after each object in it.
+class DuplicateKeys final : public json::json_sax_t {
  public:
-  explicit Guard(int max_depth) : max_depth_(max_depth) {}
+  // Empty: there are none.
+  const std::string& found() const { return found_; }
 
-  bool operator()(int depth, json::parse_event_t event, json& parsed) {
-    using Event = json::parse_event_t;
-    if (depth > max_depth_ && problem_.empty()) problem_ = absl::StrCat("nested deeper than ", max_depth_);
-    if (event == Event::object_start) keys_.emplace_back();
-    if (event == Event::object_end && !keys_.empty()) keys_.pop_back();
-    if (event == Event::key && !keys_.empty()) {
-      const auto& key = parsed.get_ref<const std::string&>();
-      if (!keys_.back().insert(key).second && problem_.empty()) {
-        problem_ = absl::StrCat("duplicate key \"", Printable(key), "\"");
-      }
-    }
+  bool start_object(std::size_t) override {
+    keys_.emplace_back();
     return true;
   }
-  const std::string& problem() const { return problem_; }
+  bool end_object() override {
+    keys_.pop_back();
+    return true;
+  }
+  bool key(string_t& name) override {
+    if (keys_.back().insert(name).second) return true;
+    found_ = absl::StrCat("duplicate key \"", Printable(name), "\"");
+    return false;
+  }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_array(std::size_t) override { return true; }
+  bool end_array() override { return true; }
+  bool parse_error(std::size_t, const std::string&, const json::exception&) override { return false; }
 
  private:
-  const int max_depth_;
   std::vector<std::set<std::string>> keys_;
-  std::string problem_;
+  std::string found_;
 };
 
 // Depth of the deepest bracket, counted without recursion: nlohmann builds and destroys values recursively in
@@ -68,10 +78,13 @@ absl::StatusOr<json> ParseJson(absl::string_view text, uint64_t max_bytes, int m
   if (DeeperThan(text, max_depth)) {
     return absl::InvalidArgumentError(absl::StrCat("JSON: nested deeper than ", max_depth));
   }
-  Guard guard(max_depth);
+  DuplicateKeys duplicates;
   try {
-    json value = json::parse(text.begin(), text.end(), std::ref(guard));
-    if (!guard.problem().empty()) return absl::InvalidArgumentError(absl::StrCat("JSON: ", guard.problem()));
+    json value = json::parse(text.begin(), text.end());
+    json::sax_parse(text.begin(), text.end(), &duplicates);
+    if (!duplicates.found().empty()) {
+      return absl::InvalidArgumentError(absl::StrCat("JSON: ", duplicates.found()));
+    }
     return value;
   } catch (const std::exception& error) {
     return absl::InvalidArgumentError(absl::StrCat("JSON: ", Printable(error.what())));

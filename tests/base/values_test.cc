@@ -69,6 +69,14 @@ TEST(Json, IsBounded) {
   EXPECT_TRUE(ParseJson("[\"[[[[[\\\"[[[[\"]", 100, 1).ok());
 }
 
+// A parser that looks through the list again at the end of each object is busy with this one for an hour.
+TEST(Json, ManyObjectsInAListAreReadAtOnce) {
+  std::string text = "[{}";
+  while (text.size() < 4'000'000) text += ",{}";
+  EXPECT_EQ(ParseJson(text + "]", 5'000'000)->size(), text.size() / 3);
+  EXPECT_FALSE(ParseJson(text + ",{\"a\":1,\"a\":2}]", 5'000'000).ok());
+}
+
 TEST(Json, TypedMembers) {
   auto value =
       ParseJson("{\"s\":\"x\",\"n\":5,\"neg\":-5,\"f\":1.5,\"big\":18446744073709551615,\"null\":null}", 200);
