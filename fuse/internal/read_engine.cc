@@ -56,7 +56,9 @@ void ReadEngine::Read(const ReadTicket& ticket, ReadPlan plan) {
   waiting->parts = std::move(parts);
   waiting->missing = missing.size();
   const ReadPlan& wanted = waiting->plan;
-  if (absl::Status status = Admit(waiting); !status.ok()) return Fail(ticket, wanted, status);
+  if (absl::Status status = Admit(waiting); !status.ok()) {
+    return absl::IsCancelled(status) ? options_.replies->Drop(ticket) : Fail(ticket, wanted, status);
+  }
   options_.waiting();
   for (size_t i : missing) {
     contentstore::FetchContext context;
@@ -84,6 +86,7 @@ absl::Status ReadEngine::Admit(const WaitingPtr& waiting) {
   bool interrupted = false;
   {
     absl::MutexLock lock(&mutex_);
+    if (stopping_) return absl::CancelledError("it is a successor's");
     if (failing_.contains(waiting->plan.layer->descriptor().digest)) {
       return absl::UnavailableError("the layer is being unmounted");
     }
@@ -274,6 +277,7 @@ void ReadEngine::Stop() {
   std::vector<WaitingPtr> dropped;
   {
     absl::MutexLock lock(&mutex_);
+    stopping_ = true;
     for (const auto& [unique, waiting] : waiting_) dropped.push_back(waiting);
     for (const WaitingPtr& waiting : dropped) ClaimLocked(waiting);
   }
@@ -289,14 +293,22 @@ void ReadEngine::Stop() {
 
 void ReadEngine::Answer(const ReadTicket& ticket, const ReadPlan& plan, absl::Span<const AnswerPart> parts) {
   absl::Status status = options_.replies->Data(ticket, plan.length, parts);
-  if (!status.ok()) {
-    ++failed_;
-    return LogFailure(plan, status);
-  }
+  if (!status.ok()) return ReadAgain(ticket, plan, parts, status);
   for (const AnswerPart& part : parts) {
     if (part.bytes.in_memory() || part.bytes.length() == 0) continue;
     options_.served(plan.layer->id(), part.bytes.fd(), part.bytes.offset(), part.bytes.length());
   }
+}
+
+void ReadEngine::ReadAgain(ReadTicket ticket, const ReadPlan& plan, absl::Span<const AnswerPart> parts,
+                           const absl::Status& why) {
+  if (ticket.request == nullptr) return Fail(ticket, plan, why);
+  for (const AnswerPart& part : parts) {
+    if (!part.bytes.in_memory()) plan.layer->Doubt(part.bytes.offset(), part.bytes.length());
+  }
+  ticket.request = nullptr;
+  --reads_;  // it is the same
+  Read(ticket, plan);
 }
 
 void ReadEngine::Fail(const ReadTicket& ticket, const ReadPlan& plan, const absl::Status& why) {

@@ -53,7 +53,8 @@ struct ReadPlan {
 class ReadReplies {
  public:
   virtual ~ReadReplies() = default;
-  // An error when something else than `length` bytes would have gone out: then the requester got EIO.
+  // An error when something else than `length` bytes would have gone out: then nothing was sent, and the
+  // ticket has no `request` any more. Tickets without one are answered, too.
   virtual absl::Status Data(const ReadTicket& ticket, uint64_t length,
                             absl::Span<const AnswerPart> parts) = 0;
   virtual void Error(const ReadTicket& ticket, const absl::Status& status) = 0;
@@ -146,6 +147,9 @@ class ReadEngine : public std::enable_shared_from_this<ReadEngine> {
   void RememberExpired(const Waiting& waiting) ABSL_LOCKS_EXCLUDED(mutex_);
 
   void Answer(const ReadTicket& ticket, const ReadPlan& plan, absl::Span<const AnswerPart> parts);
+  // What the disk does not give is fetched, once.
+  void ReadAgain(ReadTicket ticket, const ReadPlan& plan, absl::Span<const AnswerPart> parts,
+                 const absl::Status& why);
   void Fail(const ReadTicket& ticket, const ReadPlan& plan, const absl::Status& why);
   void LogFailure(const ReadPlan& plan, const absl::Status& why) ABSL_LOCKS_EXCLUDED(log_mutex_);
   bool Failing(const base::Digest& layer) const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -157,6 +161,7 @@ class ReadEngine : public std::enable_shared_from_this<ReadEngine> {
   std::atomic<bool> any_failing_{false};
 
   mutable absl::Mutex mutex_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   absl::flat_hash_map<uint64_t, WaitingPtr> waiting_ ABSL_GUARDED_BY(mutex_);  // by FirstUnique
   absl::flat_hash_set<base::Digest> failing_ ABSL_GUARDED_BY(mutex_);
   std::vector<Expired> expired_ ABSL_GUARDED_BY(mutex_);

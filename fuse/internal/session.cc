@@ -35,18 +35,18 @@ size_t TotalSize(const iovec* parts, int count) {
   return total;
 }
 
-// Whether an answer of this size may go out now (see ThreadState::answer_size).
+// Whether an answer of this size may go out now (see ThreadState::answer_size); an error has none.
 bool RightSize(size_t size) {
   ThreadState& state = CurrentThreadState();
   if (state.answer_size == 0 || state.answer_size == size) return true;
   state.refused = true;
-  errno = EIO;
+  errno = ENOENT;  // of which libfuse does not complain
   return false;
 }
 
 ssize_t CustomWritev(int, iovec* parts, int count, void* userdata) {
   const auto* header = static_cast<const fuse_out_header*>(parts[0].iov_base);
-  if (header->error == 0 && !RightSize(TotalSize(parts, count))) return -1;
+  if (!RightSize(header->error == 0 ? TotalSize(parts, count) : 0)) return -1;
   return SessionOf(userdata)->WriteAnswer(parts, count);
 }
 
@@ -247,6 +247,14 @@ void Session::SendError(uint64_t unique, int error) {
   WriteAnswer(&part, 1);  // fails only when the kernel does not wait for it any more
 }
 
+void Session::SendData(uint64_t unique, std::vector<char>& data) {
+  fuse_out_header header{};
+  header.len = static_cast<uint32_t>(sizeof(header) + data.size());
+  header.unique = unique;
+  const iovec parts[] = {{&header, sizeof(header)}, {data.data(), data.size()}};
+  WriteAnswer(parts, 2);
+}
+
 absl::Status Session::Data(const ReadTicket& ticket, uint64_t length, absl::Span<const AnswerPart> parts) {
   fuse_bufvec vector{};
   vector.count = 1;
@@ -254,7 +262,8 @@ absl::Status Session::Data(const ReadTicket& ticket, uint64_t length, absl::Span
   buffer.size = length;
   buffer.fd = -1;
   std::vector<char> copy;
-  const bool whole = parts.size() == 1 && parts[0].position == 0 && parts[0].bytes.length() == length;
+  const bool whole = ticket.request != nullptr && parts.size() == 1 && parts[0].position == 0 &&
+                     parts[0].bytes.length() == length;
   if (whole && !parts[0].bytes.in_memory()) {
     buffer.flags = static_cast<fuse_buf_flags>(FUSE_BUF_IS_FD | FUSE_BUF_FD_SEEK);
     buffer.fd = parts[0].bytes.fd();
@@ -266,31 +275,34 @@ absl::Status Session::Data(const ReadTicket& ticket, uint64_t length, absl::Span
     for (const AnswerPart& part : parts) {
       auto* out = reinterpret_cast<uint8_t*>(copy.data()) + part.position;
       if (absl::Status status = part.bytes.CopyTo(absl::MakeSpan(out, part.bytes.length())); !status.ok()) {
-        fuse_reply_err(ticket.request, EIO);
+        Drop(ticket);
         return status;
       }
     }
     buffer.mem = copy.data();
+  }
+  if (ticket.request == nullptr) {
+    SendData(ticket.unique, copy);
+    return absl::OkStatus();
   }
   ThreadState& state = CurrentThreadState();
   state.answer_size = sizeof(fuse_out_header) + length;
   state.refused = false;
   const int error = fuse_reply_data(ticket.request, &vector, static_cast<fuse_buf_copy_flags>(0));
   state.answer_size = 0;
-  if (state.refused) {
-    SendError(ticket.unique, EIO);
-    return absl::DataLossError("the layer's cache file is shorter than its data area");
-  }
-  // ENOENT: nobody waits any more. A positive error was sent by libfuse.
-  if (error > 0) return base::ErrnoStatus(error, "reading the layer's cache file");
-  return absl::OkStatus();
+  static_cast<void>(error);  // ENOENT: nobody waits any more
+  return state.refused ? absl::DataLossError("the layer's cache file cannot be read, or ends too early")
+                       : absl::OkStatus();
 }
 
 void Session::Error(const ReadTicket& ticket, const absl::Status& status) {
+  if (ticket.request == nullptr) return SendError(ticket.unique, KernelErrno(status));
   fuse_reply_err(ticket.request, KernelErrno(status));
 }
 
-void Session::Drop(const ReadTicket& ticket) { fuse_reply_none(ticket.request); }
+void Session::Drop(const ReadTicket& ticket) {
+  if (ticket.request != nullptr) fuse_reply_none(ticket.request);
+}
 
 void Session::Run(int number) {
   pthread_setname_np(pthread_self(), absl::StrCat("fuse-", number).c_str());

@@ -84,6 +84,7 @@ class Session final : public ReadReplies {
   size_t ReadRequest(int epoll, char* buffer);
   void Dispatch(char* buffer, size_t size);
   void SendError(uint64_t unique, int error);
+  void SendData(uint64_t unique, std::vector<char>& data);
   void EndConnection() ABSL_LOCKS_EXCLUDED(mutex_);
 
   Options options_;

@@ -36,6 +36,18 @@ void FakeLayer::ServeFromMemory() {
   in_memory_ = true;
 }
 
+void FakeLayer::HealWhenDoubted() {
+  absl::MutexLock lock(&mutex_);
+  heals_ = true;
+}
+
+void FakeLayer::Doubt(uint64_t, uint64_t) {
+  absl::MutexLock lock(&mutex_);
+  if (!heals_) return;
+  present_.clear();
+  in_memory_ = true;
+}
+
 void FakeLayer::TruncateCacheFile(uint64_t size) {
   if (ftruncate(file_.get(), static_cast<off_t>(size)) != 0) std::abort();
 }

@@ -32,6 +32,8 @@ class FakeLayer final : public contentstore::LazyLayer {
   void ServeFromMemory() ABSL_LOCKS_EXCLUDED(mutex_);
   // The cache file loses its end, though everything is said to be present.
   void TruncateCacheFile(uint64_t size);
+  // From its first doubt on nothing is present, and ranges come as memory.
+  void HealWhenDoubted() ABSL_LOCKS_EXCLUDED(mutex_);
   void set_state(contentstore::LayerState state) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Lets everything that waits through; later Acquires are answered at once.
@@ -61,6 +63,7 @@ class FakeLayer final : public contentstore::LazyLayer {
                absl::AnyInvocable<void(absl::StatusOr<contentstore::PinnedRange>) &&> done) override
       ABSL_LOCKS_EXCLUDED(mutex_);
   void FailOutstanding(const absl::Status& status) override { Fail(status); }
+  void Doubt(uint64_t offset, uint64_t length) override ABSL_LOCKS_EXCLUDED(mutex_);
   contentstore::LayerStats stats() const override { return {}; }
 
  private:
@@ -84,6 +87,7 @@ class FakeLayer final : public contentstore::LazyLayer {
   contentstore::LayerState state_ ABSL_GUARDED_BY(mutex_) = contentstore::LayerState::kLazy;
   std::vector<std::pair<uint64_t, uint64_t>> present_ ABSL_GUARDED_BY(mutex_);
   bool in_memory_ ABSL_GUARDED_BY(mutex_) = false;
+  bool heals_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t next_number_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<uint64_t, Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
   size_t acquires_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -156,6 +156,35 @@ TEST_F(ServerTest, ShortCacheFileIsAnErrorNotAShortAnswer) {
   EXPECT_EQ(server_->counters().failed_reads, 2u);
 }
 
+TEST_F(ServerTest, WhatTheCacheFileDoesNotGiveIsFetchedAndAnsweredAllTheSame) {
+  StartServer();
+  layer_b_->MakePresent();
+  layer_b_->TruncateCacheFile(100'000);
+  layer_b_->HealWhenDoubted();
+  const uint64_t unique = kernel_.SendRead(node_b_, 1, 65536, 65536);
+  ASSERT_TRUE(layer_b_->AwaitWaiting(1));
+  layer_b_->Release();
+  const auto answer = kernel_.Await(unique);
+  EXPECT_EQ(answer.error, 0);
+  EXPECT_TRUE(answer.body == Pattern(1 << 20, 2).substr(65536, 65536));
+  EXPECT_EQ(layer_b_->acquires(), 1u);
+  server_->Stop();
+  EXPECT_EQ(server_->counters().reads, 1u);
+  EXPECT_EQ(server_->counters().failed_reads, 0u);
+}
+
+TEST_F(ServerTest, AReadThatWaitsBecauseTheCacheFileFailedIsASuccessors) {
+  StartServer();
+  layer_b_->MakePresent();
+  layer_b_->TruncateCacheFile(100'000);
+  layer_b_->HealWhenDoubted();
+  const uint64_t unique = kernel_.SendRead(node_b_, 1, 65536, 65536);
+  ASSERT_TRUE(layer_b_->AwaitWaiting(1));
+  server_->Stop();
+  layer_b_->Release();
+  EXPECT_EQ(kernel_.ResendUnanswered().count(unique), 1u) << "it is unanswered";
+}
+
 // Few threads, any number of waiting readers.
 class HungReads : public ServerTest, public ::testing::WithParamInterface<int> {};
 
