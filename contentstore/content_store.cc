@@ -58,7 +58,7 @@ class Store final : public ContentStore {
             options_.max_cache_bytes, options_.min_free_bytes, options_.max_pinned_bytes,
             options_.free_bytes ? options_.free_bytes : FreeBytesOf(options_.root), options_.clock})),
         spools_({options_.blob_window_bytes, options_.blob_idle, options_.max_spool_bytes,
-                 options_.keep_blobs, budget_, options_.clock, options_.log}),
+                 options_.keep_blobs, budget_, options_.clock, options_.log, options_.limits}),
         builder_options_{options_.limits, options_.log, &spools_, budget_},
         engine_(std::make_shared<FetchEngine>(
             FetchEngineOptions{{options_.min_range_bytes, options_.max_range_bytes, options_.max_memory_bytes,
@@ -96,6 +96,7 @@ class Store final : public ContentStore {
     std::shared_ptr<SharedTask> toc;
     std::shared_ptr<SharedTask> index;
     std::shared_ptr<SharedTask> unlazy;
+    std::shared_ptr<SharedTask> fill;  // the same in the background
     absl::Mutex build;  // held by the thread that writes below `build`; taken before all others
   };
 
@@ -108,6 +109,9 @@ class Store final : public ContentStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(record_mutex_);
   absl::StatusOr<uint32_t> TakeId() ABSL_EXCLUSIVE_LOCKS_REQUIRED(record_mutex_);
   absl::Status WriteRecord(const Layer& layer) ABSL_LOCKS_EXCLUDED(record_mutex_);
+  // What was noted of a layer since its record was written, if anything.
+  void WriteNoted(Layer& layer) ABSL_LOCKS_EXCLUDED(record_mutex_);
+  void StopFill(const Layer& layer) ABSL_LOCKS_EXCLUDED(mutex_);
   void SyncLoop() ABSL_LOCKS_EXCLUDED(mutex_);
   bool SyncAll() ABSL_LOCKS_EXCLUDED(mutex_);
   bool DropOldestBlob() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -124,6 +128,8 @@ class Store final : public ContentStore {
   BlobSpools spools_;
   const LayerBuilderOptions builder_options_;
   const std::shared_ptr<FetchEngine> engine_;  // shared with layers that outlive the store
+  const UnlazyParts unlazy_parts_{engine_.get(), &spools_, budget_, options_.limits, options_.max_range_bytes,
+                                  options_.log};
   base::UniqueFd lock_;
   std::unique_ptr<base::ThreadPool> layer_threads_;
   std::unique_ptr<base::ThreadPool> toc_threads_;  // a few ranges must not wait behind whole layers
@@ -179,7 +185,7 @@ Store::~Store() {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
     for (const auto& [id, of_layer] : tasks_) {
-      for (const auto& task : {of_layer->toc, of_layer->index, of_layer->unlazy}) {
+      for (const auto& task : {of_layer->toc, of_layer->index, of_layer->unlazy, of_layer->fill}) {
         if (task != nullptr) tasks.push_back(task);
       }
     }
@@ -197,8 +203,6 @@ Store::~Store() {
 }
 
 absl::Status Store::Restore() {
-  const std::string counter = options_.root + "/next-id";
-  absl::StatusOr<std::string> text = base::ReadFile(counter, 64);
   {
     absl::MutexLock lock(&record_mutex_);
     next_id_ = ReadNextId(options_.root);
@@ -402,14 +406,19 @@ absl::Status Store::EnsureIndexedFromToc(LazyLayer& lazy, const FetchContext& co
 
 absl::Status Store::Unlazy(LazyLayer& lazy, const FetchContext& context, const Progress& progress) {
   const std::shared_ptr<Layer> layer = static_cast<Layer&>(lazy).shared_from_this();
+  const bool fill = context.cause == FetchCause::kBackground;
+  if (fill && layer->body() == nullptr) return absl::FailedPreconditionError("the layer has no index");
+  if (!fill) StopFill(*layer);
   RETURN_IF_ERROR(EnsureIndexed(lazy, true, context, progress));
-  if (layer->state() == LayerState::kComplete) return absl::OkStatus();
+  if (layer->CompleteAndCompared()) return absl::OkStatus();
   return RunShared(
-      layer, *layer_threads_, &LayerTasks::unlazy, context, progress,
-      [this](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
-        if (one->state() == LayerState::kComplete) return absl::OkStatus();
+      layer, *layer_threads_, fill ? &LayerTasks::fill : &LayerTasks::unlazy, context, progress,
+      [this, fill](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
+        if (one->CompleteAndCompared()) return absl::OkStatus();
         if (one->body()->random_access) {
-          return UnlazyChunks(*engine_, one, options_.max_range_bytes, task);
+          const absl::Status status = UnlazyLayer(unlazy_parts_, one, fill, task);
+          WriteNoted(*one);
+          return status;
         }
         RETURN_IF_ERROR(one->refused());
         const Parsing parsing(*one);
@@ -424,6 +433,25 @@ absl::Status Store::Unlazy(LazyLayer& lazy, const FetchContext& context, const P
       });
 }
 
+void Store::StopFill(const Layer& layer) {
+  std::shared_ptr<SharedTask> fill;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto tasks = tasks_.find(layer.id());
+    if (tasks != tasks_.end()) fill = tasks->second->fill;
+  }
+  if (fill != nullptr) fill->GiveUp();
+}
+
+void Store::WriteNoted(Layer& layer) {
+  if (!layer.TakeRecordChanged()) return;
+  const absl::Status status = WriteRecord(layer);
+  if (status.ok()) return;
+  layer.SetRecordChanged();  // with the next sync, then
+  options_.log(absl::StrCat("the record of layer ", layer.descriptor().digest.ToString(),
+                            " cannot be written: ", base::Printable(status.message())));
+}
+
 absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, registry::BodySink sink,
                                const FetchContext& context) {
   Layer& layer = static_cast<Layer&>(lazy);
@@ -434,11 +462,14 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
   }
   const bool whole = range.length == blob.size;
   base::Hasher hasher(blob.digest.algorithm());
+  std::unique_ptr<UnpackedDigest> unpacked;  // a spool has its own
+  if (whole && !spools_.Joinable(layer, context.keep_blob)) unpacked = layer.StartUnpacking(options_.limits);
   const CredentialsList requesters = {context.credentials};
   RETURN_IF_ERROR(spools_.Stream(
       layer.shared_from_this(), range,
       [&](absl::Span<const uint8_t> bytes) {
         if (whole) hasher.Update(bytes);
+        if (unpacked != nullptr) unpacked->Feed(bytes);
         return sink(bytes);
       },
       StreamCaller{context.cause, context.deadline, context.cancel, [&] { return requesters; },
@@ -450,6 +481,10 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
       return absl::DataLossError(absl::StrCat("blob ", blob.digest.ToString(), ": the bytes of ",
                                               layer.stats().last_source, " have digest ", found.ToString()));
     }
+  }
+  if (unpacked != nullptr) {
+    layer.NoteUnpacked(*unpacked, options_.log);
+    WriteNoted(layer);
   }
   return absl::OkStatus();
 }
@@ -535,6 +570,7 @@ bool Store::DropOldestBlob() {
 bool Store::SyncAll() {
   bool durable = true;
   for (const std::shared_ptr<Layer>& layer : AllLayers()) {
+    WriteNoted(*layer);
     const LayerBody* const body = layer->body();
     if (body == nullptr) continue;
     const absl::Status status = body->cache->Sync();

@@ -118,6 +118,15 @@ enum class LayerState : uint8_t {
   kQuarantined,  // bytes did not match digest or diffID: never served again
 };
 
+// Whether the layer unpacks to what images say (diffID). Known when it was read whole: when it was indexed
+// for layers without a table of contents, else when anything reads all of its blob.
+enum class DiffIdCheck : uint8_t {
+  kUnknown,   // no image said a diffID, or none said the right one
+  kClaimed,   // all images say the same, nobody has compared it
+  kDisputed,  // images say different ones, nobody has compared them
+  kVerified,
+};
+
 // One layer. Thread-safe; lives as long as somebody holds it (open FUSE handles do: rule 7 of the design).
 class LazyLayer {
  public:
@@ -156,6 +165,7 @@ class LazyLayer {
   }
 
   virtual LayerStats stats() const = 0;
+  virtual DiffIdCheck diff_id_check() const { return DiffIdCheck::kUnknown; }
 };
 
 // Called now and then while a layer is streamed: bytes received so far of descriptor.size.
@@ -214,6 +224,7 @@ class ContentStore {
   virtual ~ContentStore() = default;  // waits for running fetches; syncs
 
   // Makes the layer known, or adds the handler's sources to it. The record is durable on return.
+  // FailedPrecondition: what it says of the layer is known to be wrong; others are served.
   virtual absl::StatusOr<std::shared_ptr<LazyLayer>> AddHandler(const DescriptorHandler& handler) = 0;
   // Null when unknown.
   virtual std::shared_ptr<LazyLayer> Find(const base::Digest& digest) = 0;
@@ -230,6 +241,10 @@ class ContentStore {
   // it.
   virtual absl::Status EnsureIndexedFromToc(LazyLayer& layer, const FetchContext& context) = 0;
   // Makes all bytes of the data area local, verified and synced: kComplete on success. Single flight; blocks.
+  // A layer whose diffID was not compared is read whole for that, what it has already included; where no
+  // image says the right one it is quarantined (DataLoss). FetchCause::kBackground: of an indexed layer, one
+  // request at a time, below all readers and what is read ahead of them, and only into room that nothing has
+  // to give way for (ResourceExhausted). Cancelled by calls with another cause.
   virtual absl::Status Unlazy(LazyLayer& layer, const FetchContext& context, const Progress& progress) = 0;
   // Original blob bytes, streamed from a source, failing over between them; digest-verified when the range is
   // the whole blob.

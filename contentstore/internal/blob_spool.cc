@@ -284,6 +284,7 @@ absl::StatusOr<bool> BlobSpool::OpenFile(Layer& layer) {
     file = base::OpenNamelessFile(layer.directory());
     if (!file.ok()) return base::Annotate(file.status(), absl::StrCat(Name(), " cannot be read whole"));
   }
+  unpacked_ = layer.StartUnpacking(options_.limits);
   const absl::MutexLock lock(&mutex_);
   file_ = std::make_shared<const base::UniqueFd>(*std::move(file));
   if (named_ && kept == Layer::Kept::kVerified) {
@@ -309,6 +310,7 @@ absl::Status BlobSpool::ReadKept(Layer& layer) {
     const auto part = absl::MakeSpan(block).first(std::min<uint64_t>(block.size(), blob_.size - at));
     RETURN_IF_ERROR(base::Annotate(base::PreadFull(file->get(), at, part), layer.kept_path()));
     hasher_.Update(part);
+    if (unpacked_ != nullptr) unpacked_->Feed(part);
     Advance(part.size());
   }
 }
@@ -385,6 +387,7 @@ absl::Status BlobSpool::Flush() {
   RETURN_IF_ERROR(CompareWithGiven(at, block_));
   Advance(block_.size());
   hasher_.Update(block_);
+  if (unpacked_ != nullptr) unpacked_->Feed(block_);
   block_.clear();
   flushed_ = options_.clock->Monotonic();
   return absl::OkStatus();
@@ -445,6 +448,10 @@ void BlobSpool::Forget() {
 
 void BlobSpool::Complete(Layer& layer) {
   before_.reset();
+  if (unpacked_ != nullptr) {
+    layer.NoteUnpacked(*unpacked_, options_.log);
+    unpacked_.reset();
+  }
   if (named_) layer.SetKept(Layer::Kept::kVerified);
   const absl::MutexLock lock(&mutex_);
   if (whole_) return;

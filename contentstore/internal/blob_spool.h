@@ -34,6 +34,7 @@ struct BlobSpoolOptions {
   std::shared_ptr<CacheBudget> budget;
   const base::Clock* clock = nullptr;
   std::function<void(absl::string_view)> log;
+  layer::BuildLimits limits;
 };
 
 // Thread-safe.
@@ -102,6 +103,7 @@ class BlobSpool {
 
   // Of the pass alone, one thread after the other.
   base::Hasher hasher_;
+  std::unique_ptr<UnpackedDigest> unpacked_;      // null: nothing is to be learned
   std::vector<uint8_t> block_;                    // came, but is not in the file yet
   absl::Duration flushed_;                        // when it last was
   std::shared_ptr<const base::UniqueFd> before_;  // what wrong bytes were given out from

@@ -95,6 +95,13 @@ bool CacheBudget::TryTake(uint64_t bytes) {
   return true;
 }
 
+bool CacheBudget::Fits(uint64_t bytes) {
+  LookAtDisk(false);
+  const uint64_t limit = Limit();
+  const uint64_t used = this->used();
+  return used <= limit && bytes <= limit - used;
+}
+
 absl::Status CacheBudget::MakeRoom(uint64_t bytes) {
   tick_.fetch_add(1, std::memory_order_relaxed);
   LookAtDisk(false);

@@ -59,6 +59,8 @@ class CacheBudget {
   uint64_t used() const { return used_.load(std::memory_order_relaxed); }
   // Chunks are evicted in runs of about so much of the data area.
   uint64_t segment_bytes() const;
+  // Whether there is room for so much more without anything giving way.
+  bool Fits(uint64_t bytes);
   // Counts what is stored: the clock by which chunks grow old.
   uint64_t tick() const { return tick_.load(std::memory_order_relaxed); }
 

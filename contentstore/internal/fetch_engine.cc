@@ -177,6 +177,17 @@ void FetchEngine::StopReadingAhead(const Layer* layer) {
   Settle(std::move(outcome));
 }
 
+bool FetchEngine::AwaitQuiet(const base::CancelToken& cancel, absl::Duration most) {
+  const absl::Time end = absl::Now() + most;
+  absl::MutexLock lock(&mutex_);
+  const auto quiet = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || !table_.urgent(); };
+  while (!quiet() && !cancel.cancelled()) {
+    if (absl::Now() >= end) return false;
+    mutex_.AwaitWithTimeout(absl::Condition(&quiet), kWatchInterval);
+  }
+  return true;
+}
+
 CredentialsList FetchEngine::Requesters(const Job& job) {
   absl::MutexLock lock(&mutex_);
   return table_.Requesters(job);

@@ -36,6 +36,9 @@ class FetchEngine final : public JobHost {
   void FailOutstanding(const Layer* layer, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   void ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Waits until nobody waits for bytes, and none are read ahead of him; false when that takes longer than
+  // `most`. Ends early when `cancel` or the engine ends.
+  bool AwaitQuiet(const base::CancelToken& cancel, absl::Duration most) ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends what is fetched for nobody.
   void StopReadingAhead(const Layer* layer) ABSL_LOCKS_EXCLUDED(mutex_);
 

@@ -266,6 +266,7 @@ void FlightTable::Start(const JobPtr& job) {
     job->links += flight->waiters.size();
   }
   job->speculative = job->links == 0;
+  if (IsUrgent(job->cause)) ++urgent_;
   NoteSequence(*job);
 }
 

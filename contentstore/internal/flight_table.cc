@@ -116,6 +116,7 @@ void FlightTable::Add(const WaiterPtr& waiter, absl::Duration now, Outcome* outc
   waiter->id = ++last_id_;
   waiter->waiting = true;
   waiters_[waiter.get()] = waiter;
+  if (IsUrgent(waiter->context.cause)) ++urgent_;
   if (waiter->context.deadline != absl::InfiniteDuration()) {
     deadlines_.emplace(waiter->context.deadline, waiter.get());
   }
@@ -145,6 +146,7 @@ void FlightTable::Leave(Waiter* waiter, Outcome* outcome) {
   }
   deadlines_.erase({waiter->context.deadline, waiter});
   waiter->waiting = false;
+  if (IsUrgent(waiter->context.cause)) --urgent_;
   waiters_.erase(waiter);
   for (const JobPtr& job : jobs) {
     if (job->links == 0 && !job->speculative && !job->abandoned) Abandon(job, outcome);
@@ -252,6 +254,7 @@ void FlightTable::Done(const JobPtr& job, const absl::Status& status, absl::Dura
   if (job->cause != FetchCause::kDemand) --running_low_, --share->second.running_low;
   memory_ -= job->memory, share->second.memory -= job->memory;
   if (share->second.running == 0) hosts_.erase(share);
+  if (IsUrgent(job->cause)) --urgent_;
   if (job->abandoned) return;
   job->abandoned = true;  // over: nobody has to stop it any more
   Expire(now, outcome);   // those whose time is up are told so, not what the source made of it

@@ -52,6 +52,9 @@ struct Waiter {
 };
 using WaiterPtr = std::shared_ptr<Waiter>;
 
+// What background fill waits for.
+inline bool IsUrgent(FetchCause cause) { return cause < FetchCause::kBackground; }
+
 struct Job {
   struct Item {
     uint64_t chunk_number = 0;
@@ -112,6 +115,8 @@ class FlightTable {
   // layer with the fewest jobs goes first. All jobs of a host may hang: it has at most host_threads and half
   // of the memory, and a quarter of threads and memory is left to hosts that have no job.
   JobPtr NextJob();
+  // Whether there is anything to fetch that goes before FetchCause::kBackground.
+  bool urgent() const { return urgent_ > 0; }
   // A chunk of the job has arrived, in the cache file or (`memory` not null) not.
   void Deliver(const Job& job, uint64_t chunk, const Bytes& memory, Outcome* outcome);
   // The job is over; who still waits for one of its chunks gets `status`. After an expired deadline those
@@ -200,6 +205,7 @@ class FlightTable {
   std::set<std::pair<absl::Duration, Waiter*>> deadlines_;
   int running_ = 0;
   int running_low_ = 0;
+  int urgent_ = 0;  // waiters and running jobs that go before kBackground
   uint64_t memory_ = 0;
   // Chunks the disk could not take, kept for readers that come in small steps.
   struct Kept {

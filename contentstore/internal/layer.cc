@@ -6,7 +6,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/checked.h"
+#include "base/file.h"
 #include "base/status.h"
 #include "contentstore/internal/fetch_engine.h"
 
@@ -29,8 +31,13 @@ Layer::Layer(const LayerRecord& record, std::string directory, std::shared_ptr<F
       preferred_source_(),
       not_lazy_reason_(record.not_lazy_reason),
       quarantine_(record.quarantine) {
+  std::vector<base::Digest> claims = record.claims;
+  const bool known = !record.diff_id.empty() && record.quarantine.empty();
+  if (claims.empty() && known) claims.push_back(record.diff_id);
+  claims_ = DiffIdClaims(std::move(claims), record.unpacked);
   identities_.push_back(std::make_unique<const Identity>(Identity{record.descriptor, record.diff_id}));
   identity_.store(identities_.back().get(), std::memory_order_release);
+  if (!quarantine_.empty()) last_error_ = QuarantineLine();
   for (const std::string& name : record.sources) sources_.push_back({name, nullptr});
 }
 
@@ -193,9 +200,8 @@ absl::Status CheckClaims(const DescriptorHandler& handler, const Layer::Identity
                                                       " bytes, but another image says ",
                                                       handler.descriptor.size));
   }
-  const base::Digest& diff_id = info.diff_id.empty() ? known.diff_id : info.diff_id;
-  if (!handler.diff_id.empty() && !diff_id.empty() && handler.diff_id != diff_id) {
-    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has diffID ", diff_id.ToString(),
+  if (!handler.diff_id.empty() && !info.diff_id.empty() && handler.diff_id != info.diff_id) {
+    return absl::FailedPreconditionError(absl::StrCat("layer ", name, " has diffID ", info.diff_id.ToString(),
                                                       ", but this image says ", handler.diff_id.ToString(),
                                                       "; the image's config does not fit its layers"));
   }
@@ -211,11 +217,38 @@ absl::Status CheckClaims(const DescriptorHandler& handler, const Layer::Identity
 
 }  // namespace
 
+void Layer::SetIdentity(Identity identity) {
+  identities_.push_back(std::make_unique<const Identity>(std::move(identity)));
+  identity_.store(identities_.back().get(), std::memory_order_release);
+}
+
+void Layer::LeaveQuarantine() {
+  quarantine_.clear();
+  quarantined_.store(false, std::memory_order_release);
+}
+
+// What an image says of a layer whose index was not made from all of its bytes.
+absl::Status Layer::MergeClaim(const DescriptorHandler& handler, const layer::LayerInfo& info) {
+  if (!info.diff_id.empty() || handler.diff_id.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(
+      base::Annotate(claims_.Add(handler.diff_id), absl::StrCat("layer ", info.blob_digest.ToString())));
+  if (claims_.OpenAlgorithms().empty()) LeaveQuarantine();  // it was for what others had said
+  Identity identity = *identities_.back();
+  if (claims_.Has(identity.diff_id)) return absl::OkStatus();
+  identity.diff_id = handler.diff_id;
+  SetIdentity(std::move(identity));
+  return absl::OkStatus();
+}
+
 absl::Status Layer::Merge(const DescriptorHandler& handler) {
   const LayerBody* const now = body();
   absl::MutexLock lock(&mutex_);
   Identity merged = *identities_.back();
   if (now == nullptr) {
+    if (!handler.diff_id.empty()) {
+      RETURN_IF_ERROR(base::Annotate(claims_.Replace(handler.diff_id),
+                                     absl::StrCat("layer ", merged.descriptor.digest.ToString())));
+    }
     // Nothing was verified yet: what another image said of this blob must not stand in the way of this one.
     merged.descriptor = handler.descriptor;
     if (!handler.diff_id.empty()) merged.diff_id = handler.diff_id;
@@ -223,13 +256,12 @@ absl::Status Layer::Merge(const DescriptorHandler& handler) {
         merged.diff_id != identities_.back()->diff_id) {
       not_lazy_reason_.clear();
       toc_unusable_ = false;
-      quarantine_.clear();
-      quarantined_.store(false, std::memory_order_release);
-      identities_.push_back(std::make_unique<const Identity>(std::move(merged)));
-      identity_.store(identities_.back().get(), std::memory_order_release);
+      LeaveQuarantine();
+      SetIdentity(std::move(merged));
     }
   } else {
     RETURN_IF_ERROR(CheckClaims(handler, merged, now->index->info()));
+    RETURN_IF_ERROR(MergeClaim(handler, now->index->info()));
   }
   if (handler.external_toc != nullptr) {
     external_toc_ = handler.external_toc;
@@ -259,6 +291,8 @@ LayerRecord Layer::record() const {
   record.id = id_;
   record.descriptor = identities_.back()->descriptor;
   record.diff_id = identities_.back()->diff_id;
+  if (claims_.claims().size() > 1) record.claims = claims_.claims();
+  record.unpacked = claims_.found();
   for (const Source& source : sources_) record.sources.push_back(source.name);
   record.not_lazy_reason = not_lazy_reason_;
   record.quarantine = quarantine_;
@@ -286,10 +320,77 @@ void Layer::Quarantine(absl::string_view why) {
   quarantined_.store(true, std::memory_order_release);
 }
 
+std::string Layer::QuarantineLine() const {
+  return absl::StrCat("layer ", identities_.back()->descriptor.digest.ToString(),
+                      " is quarantined: ", quarantine_);
+}
+
 absl::Status Layer::QuarantineError() const {
   absl::MutexLock lock(&mutex_);
   return absl::DataLossError(absl::StrCat("layer ", identities_.back()->descriptor.digest.ToString(),
                                           " is quarantined and will not be served: ", quarantine_));
+}
+
+std::vector<base::DigestAlgorithm> Layer::OpenAlgorithms() const {
+  const LayerBody* const now = body();
+  if (now == nullptr) {
+    // Of others all bytes pass by when they are indexed.
+    const absl::StatusOr<layer::Format> format = layer::FormatOf(descriptor());
+    if (!format.ok() || (*format != layer::Format::kEstargz && *format != layer::Format::kZstdChunked)) {
+      return {};
+    }
+  } else if (!now->index->info().diff_id.empty()) {
+    return {};
+  }
+  absl::MutexLock lock(&mutex_);
+  return claims_.OpenAlgorithms();
+}
+
+std::unique_ptr<UnpackedDigest> Layer::StartUnpacking(const layer::BuildLimits& limits) const {
+  const std::vector<base::DigestAlgorithm> algorithms = OpenAlgorithms();
+  const std::optional<oci::Compression> compression = oci::LayerCompression(descriptor().media_type);
+  if (algorithms.empty() || !compression.has_value()) return nullptr;
+  return std::make_unique<UnpackedDigest>(*compression, algorithms, limits);
+}
+
+DiffIdCheck Layer::diff_id_check() const {
+  const LayerBody* const now = body();
+  if (now != nullptr && !now->index->info().diff_id.empty()) return DiffIdCheck::kVerified;
+  absl::MutexLock lock(&mutex_);
+  if (claims_.claims().empty()) return DiffIdCheck::kUnknown;
+  if (claims_.OpenAlgorithms().empty()) return DiffIdCheck::kVerified;
+  return claims_.disputed() ? DiffIdCheck::kDisputed : DiffIdCheck::kClaimed;
+}
+
+void Layer::NoteUnpacked(UnpackedDigest& unpacked, const std::function<void(absl::string_view)>& log) {
+  if (const std::string line = Judge(unpacked.Finish()); !line.empty()) log(line);
+}
+
+std::string Layer::Judge(const absl::StatusOr<std::vector<base::Digest>>& found) {
+  const bool cannot = absl::IsInvalidArgument(found.status()) || absl::IsDataLoss(found.status());
+  if (!found.ok() && !cannot) return "";
+  absl::MutexLock lock(&mutex_);
+  const std::vector<base::Digest> wrong = cannot ? claims_.RefuseAll() : claims_.SetFound(*found);
+  SetRecordChanged();
+  if (wrong.empty()) return "";
+  Identity identity = *identities_.back();
+  const auto text = [](std::string* out, const base::Digest& one) { out->append(one.ToString()); };
+  const std::string name = absl::StrCat("layer ", identity.descriptor.digest.ToString());
+  const std::string why = absl::StrCat(
+      cannot ? absl::StrCat("it cannot be unpacked (", base::Printable(found.status().message()), ")")
+             : absl::StrCat("it unpacks to ", absl::StrJoin(*found, ", ", text)),
+      ", its image says ", absl::StrJoin(wrong, ", ", text));
+  if (!claims_.claims().empty()) {
+    if (!claims_.Has(identity.diff_id)) {
+      identity.diff_id = claims_.claims().front();
+      SetIdentity(std::move(identity));
+    }
+    return absl::StrCat(name, ": ", why, "; that image is refused, others that hold the layer are not");
+  }
+  quarantine_ = why;
+  last_error_ = QuarantineLine();
+  quarantined_.store(true, std::memory_order_release);
+  return absl::StrCat(last_error_, "; remove the images that hold it");
 }
 
 std::vector<std::shared_ptr<BlobSource>> Layer::Sources() {

@@ -6,6 +6,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,7 +16,9 @@
 #include "absl/synchronization/mutex.h"
 #include "contentstore/content_store.h"
 #include "contentstore/internal/chunk_cache.h"
+#include "contentstore/internal/diff_id_claims.h"
 #include "contentstore/internal/layer_record.h"
+#include "contentstore/internal/unpacked_digest.h"
 
 namespace lazyblob::contentstore {
 
@@ -82,6 +85,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   void FailOutstanding(const absl::Status& status) override;
   void Doubt(uint64_t offset, uint64_t length) override;
   LayerStats stats() const override ABSL_LOCKS_EXCLUDED(mutex_);
+  DiffIdCheck diff_id_check() const override ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Chunks that are present stay while the result lives; [first, end) is not empty.
   std::shared_ptr<const void> PinChunks(const LayerBody& body, LayerBody::ChunkRange chunks);
@@ -122,6 +126,20 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   void Quarantine(absl::string_view why) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status QuarantineError() const ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // For whoever begins to read the whole blob: takes its bytes along. Null when nothing is to be learned of
+  // them: no image said a diffID, or it was compared, or will be when the layer is indexed.
+  std::unique_ptr<UnpackedDigest> StartUnpacking(const layer::BuildLimits& limits) const
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Unverified() const ABSL_LOCKS_EXCLUDED(mutex_) { return !OpenAlgorithms().empty(); }
+  bool CompleteAndCompared() const { return state() == LayerState::kComplete && !Unverified(); }
+  // All bytes of the blob, which has its digest, were fed. Wrong claims are refused from now on; where none
+  // is right the layer is quarantined. Says so in one line. The record has changed.
+  void NoteUnpacked(UnpackedDigest& unpacked, const std::function<void(absl::string_view)>& log)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether the record is to be written for what was noted.
+  bool TakeRecordChanged() { return record_changed_.exchange(false, std::memory_order_acq_rel); }
+  void SetRecordChanged() { record_changed_.store(true, std::memory_order_release); }
+
   // The sources that can be had now, the one that served last first. Restored ones are made here, on first
   // use.
   std::vector<std::shared_ptr<BlobSource>> Sources() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -151,6 +169,14 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
     std::shared_ptr<BlobSource> source;  // null: to be made by the factory
   };
   const Identity* identity() const { return identity_.load(std::memory_order_acquire); }
+  void SetIdentity(Identity identity) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // A line for the operator; empty: all is well.
+  std::string Judge(const absl::StatusOr<std::vector<base::Digest>>& found) ABSL_LOCKS_EXCLUDED(mutex_);
+  void LeaveQuarantine() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string QuarantineLine() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status MergeClaim(const DescriptorHandler& handler, const layer::LayerInfo& info)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::vector<base::DigestAlgorithm> OpenAlgorithms() const ABSL_LOCKS_EXCLUDED(mutex_);
 
   const uint32_t id_;
   const std::string directory_;
@@ -161,6 +187,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   std::atomic<const Identity*> identity_;
   std::atomic<const LayerBody*> body_{nullptr};
   std::atomic<bool> quarantined_{false};
+  std::atomic<bool> record_changed_{false};
   std::atomic<Kept> kept_{Kept::kNo};
   std::atomic<uint64_t> served_bytes_{0};
   std::array<std::atomic<uint64_t>, kFetchCauses> fetched_bytes_{};
@@ -178,6 +205,7 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
   std::string not_lazy_reason_ ABSL_GUARDED_BY(mutex_);
   bool toc_unusable_ ABSL_GUARDED_BY(mutex_) = false;
   std::string quarantine_ ABSL_GUARDED_BY(mutex_);
+  DiffIdClaims claims_ ABSL_GUARDED_BY(mutex_);
   CacheBudget::Charge kept_charge_ ABSL_GUARDED_BY(mutex_);
   std::string last_error_ ABSL_GUARDED_BY(mutex_);
 };

@@ -29,6 +29,23 @@ absl::StatusOr<uint64_t> NeededUint(const nlohmann::json& object, const char* ke
   return *value;
 }
 
+absl::StatusOr<std::vector<base::Digest>> Digests(const nlohmann::json& object, const char* key) {
+  std::vector<base::Digest> digests;
+  const auto list = object.find(key);
+  if (list == object.end()) return digests;
+  if (!list->is_array()) return Bad(absl::StrCat(key, " is not an array"));
+  for (const nlohmann::json& one : *list) {
+    if (!one.is_string()) return Bad(absl::StrCat(key, " holds something else than strings"));
+    ASSIGN_OR_RETURN(base::Digest digest, base::Digest::Parse(one.get<std::string>()));
+    digests.push_back(std::move(digest));
+  }
+  return digests;
+}
+
+void Put(const char* key, const std::vector<base::Digest>& digests, nlohmann::json* object) {
+  for (const base::Digest& digest : digests) (*object)[key].push_back(digest.ToString());
+}
+
 absl::StatusOr<oci::Descriptor> DecodeDescriptor(const nlohmann::json& json) {
   if (!json.is_object()) return Bad("descriptor is not an object");
   oci::Descriptor descriptor;
@@ -61,6 +78,8 @@ absl::StatusOr<LayerRecord> DecodeJson(const nlohmann::json& json) {
   if (diff_id.has_value()) {
     ASSIGN_OR_RETURN(record.diff_id, base::Digest::Parse(*diff_id));
   }
+  ASSIGN_OR_RETURN(record.claims, Digests(json, "claims"));
+  ASSIGN_OR_RETURN(record.unpacked, Digests(json, "unpacked"));
   const auto sources = json.find("sources");
   if (sources != json.end()) {
     if (!sources->is_array()) return Bad("sources are not an array");
@@ -88,6 +107,8 @@ std::string EncodeLayerRecord(const LayerRecord& record) {
                          {"descriptor", std::move(descriptor)},
                          {"sources", record.sources}};
   if (!record.diff_id.empty()) json["diffID"] = record.diff_id.ToString();
+  Put("claims", record.claims, &json);
+  Put("unpacked", record.unpacked, &json);
   if (!record.not_lazy_reason.empty()) json["notLazy"] = record.not_lazy_reason;
   if (!record.quarantine.empty()) json["quarantine"] = record.quarantine;
   return json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";

@@ -19,10 +19,12 @@ inline constexpr uint32_t kMaxLayerId = (1 << 20) - 1;
 struct LayerRecord {
   uint32_t id = 0;
   oci::Descriptor descriptor;
-  base::Digest diff_id;              // empty: unknown
-  std::vector<std::string> sources;  // names, in order
-  std::string not_lazy_reason;       // empty: none
-  std::string quarantine;            // why the layer is quarantined; empty: it is not
+  base::Digest diff_id;                // empty: unknown
+  std::vector<base::Digest> claims;    // more than one: images disagree about the diffID, all they say
+  std::vector<base::Digest> unpacked;  // what the blob, read whole, unpacks to; by algorithm
+  std::vector<std::string> sources;    // names, in order
+  std::string not_lazy_reason;         // empty: none
+  std::string quarantine;              // why the layer is quarantined; empty: it is not
 };
 
 std::string EncodeLayerRecord(const LayerRecord& record);

@@ -70,6 +70,14 @@ void SharedTask::Report(uint64_t received) {
   received_ = received;  // seen at the next look; waking everybody per block would cost more than it tells
 }
 
+void SharedTask::GiveUp() {
+  {
+    absl::MutexLock lock(&mutex_);
+    abandoned_ = true;
+  }
+  cancel_->Cancel();
+}
+
 void SharedTask::Finish(const absl::Status& status) {
   absl::MutexLock lock(&mutex_);
   finished_ = true;

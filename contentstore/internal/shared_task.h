@@ -33,6 +33,8 @@ class SharedTask {
   const std::shared_ptr<base::CancelToken>& cancel() const { return cancel_; }
   CredentialsList Requesters() ABSL_LOCKS_EXCLUDED(mutex_);
   void Report(uint64_t received) ABSL_LOCKS_EXCLUDED(mutex_);
+  // From anywhere: the work shall end, whoever waits for it.
+  void GiveUp() ABSL_LOCKS_EXCLUDED(mutex_);
   void Finish(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:

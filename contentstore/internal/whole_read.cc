@@ -124,8 +124,7 @@ absl::Status ReadOnce(const WholeRead& read, size_t attempt) {
     return absl::DataLossError(absl::StrCat("blob ", blob.digest.ToString(), ": the bytes of ",
                                             layer.stats().last_source, " have digest ", found.ToString()));
   }
-  if (unpacked == nullptr) return absl::OkStatus();
-  if (const std::string line = layer.NoteUnpacked(unpacked->Finish()); !line.empty()) read.log(line);
+  if (unpacked != nullptr) layer.NoteUnpacked(*unpacked, read.log);
   return absl::OkStatus();
 }
 
