@@ -41,6 +41,7 @@
 #include "daemon/recorded_sources.h"
 #include "daemon/registry_access.h"
 #include "daemon/snapshot_layers.h"
+#include "daemon/socket_address.h"
 #include "exporter/leases.h"
 #include "exporter/placer.h"
 #include "exporter/publish.h"
@@ -123,6 +124,7 @@ class Daemon {
                      containerd::GrpcServer::Start(options_.config.address, services,
                                                    cri == nullptr ? nullptr : cri->service(),
                                                    Holder("containerd", successor())));
+    NoteAddress(root(), options_.config.address);
     return absl::OkStatus();
   }
 
@@ -432,11 +434,12 @@ class StopSignals {
       int signal = 0;
       sigwait(&set_, &signal);
       if (signal == SIGUSR1) return;
-      hand_over_ = signal == SIGHUP;
+      // The keeper's death sends SIGTERM. If somebody kept what it held, its successor goes on from here.
+      hand_over_ = signal == SIGHUP || getppid() != keeper_;
       activity->RequestStop();
     });
   }
-  // Whether the stop was asked for by SIGHUP.
+  // Whether a successor is to find everything as it is.
   bool hand_over() const { return hand_over_; }
   ~StopSignals() {
     if (!thread_.joinable()) return;
@@ -445,6 +448,7 @@ class StopSignals {
   }
 
  private:
+  const pid_t keeper_ = getppid();
   sigset_t set_;
   std::atomic<bool> hand_over_{false};
   std::thread thread_;

@@ -22,6 +22,7 @@
 #include "daemon/daemon.h"
 #include "daemon/privileges.h"
 #include "daemon/state_root.h"
+#include "fuse/keeper.h"
 
 namespace {
 
@@ -83,12 +84,22 @@ absl::StatusOr<Config> ReadConfigOfSuccessor(const Arguments& arguments) {
   return last;
 }
 
+absl::StatusOr<Config> ReadConfigOfKeeper(const Arguments& arguments, bool goes_on) {
+  absl::StatusOr<Config> config = ReadConfig(arguments);
+  if (config.ok() || !goes_on) return config;
+  Arguments before = arguments;
+  if (before.root.empty()) before.root = Config().root;
+  return ReadConfigOfSuccessor(before);
+}
+
 // Replaces this process by the keeper. Returns only on failure.
 absl::Status BecomeKeeper(const Arguments& arguments) {
   if (geteuid() != 0) {
     return absl::PermissionDeniedError("lazyblobd must run as root: it mounts file systems");
   }
-  ASSIGN_OR_RETURN(const Config config, ReadConfig(arguments));
+  // With descriptors of a keeper that died, readers of running containers wait for this one.
+  const bool goes_on = lazyblob::fuse::KeeperGoesOn();
+  ASSIGN_OR_RETURN(const Config config, ReadConfigOfKeeper(arguments, goes_on));
   auto lock = lazyblob::daemon::LockStateRoot(config.root, absl::Seconds(10));
   if (!lock.ok()) return lock.status();
   fcntl(lock->get(), F_SETFD, 0);
@@ -96,6 +107,9 @@ absl::Status BecomeKeeper(const Arguments& arguments) {
   std::string keeper = absl::StrCat(self.substr(0, self.rfind('/')), "/lazyblob-keeper");
   std::vector<std::string> words = {keeper};
   if (arguments.ready_fd >= 0) words.push_back(absl::StrCat("--ready-fd=", arguments.ready_fd));
+  const absl::Duration deadline = absl::Ceil(config.fuse.read_deadline, absl::Seconds(1));
+  words.push_back(absl::StrCat("--error-after=", absl::ToInt64Seconds(deadline)));
+  if (arguments.standalone) unsetenv("NOTIFY_SOCKET");  // of whatever service a person's shell runs in
   words.insert(words.end(), {"--", self, "--root", config.root});
   if (!arguments.config.empty()) words.insert(words.end(), {"--config", arguments.config});
   if (!arguments.address.empty()) words.insert(words.end(), {"--address", arguments.address});

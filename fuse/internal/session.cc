@@ -21,6 +21,7 @@
 #include "base/status.h"
 #include "fuse/internal/kernel_errno.h"
 #include "fuse/internal/protocol.h"
+#include "fuse/internal/unanswered.h"
 
 namespace lazyblob::fuse::internal {
 namespace {
@@ -123,11 +124,13 @@ absl::Status Session::Start(ReadEngine* reads) {
   const bool takeover = !options_.replay_request.empty();
   if (takeover) {
     RETURN_IF_ERROR(Replay());
-    if (absl::Status status = Resend(); !status.ok()) {
-      options_.log(absl::StrCat("reads that a predecessor left unanswered may hang: ", status.message()));
+    absl::Status status = Resend();
+    if (!status.ok()) {
+      options_.log(absl::StrCat("reads that a predecessor left unanswered fail: ", status.message()));
     }
+    older_are_lost_ = !status.ok();
     absl::MutexLock lock(&mutex_);
-    ready_ = true;
+    ready_ = status.ok();
   }
   for (int i = 0; i < std::max(1, options_.threads); ++i) {
     threads_.emplace_back([this, i] { Run(i); });
@@ -211,16 +214,7 @@ absl::Status Session::NewConnection(std::string& request) {
   return absl::OkStatus();
 }
 
-absl::Status Session::Resend() {
-  fuse_out_header header{};
-  header.len = sizeof(header);
-  header.error = kNotifyResend;
-  const iovec part{&header, sizeof(header)};
-  if (WriteAnswer(&part, 1) >= 0) return absl::OkStatus();
-  if (errno == EINVAL)
-    return absl::FailedPreconditionError("this kernel cannot send requests again (Linux < 6.9)");
-  return base::ErrnoStatus(errno, "asking for unanswered requests again");
-}
+absl::Status Session::Resend() { return AskAgain(device_); }
 
 ssize_t Session::WriteAnswer(const iovec* parts, int count) {
   if (std::string* capture = CurrentThreadState().capture) {
@@ -317,14 +311,7 @@ void Session::Run(int number) {
     const bool ready = ready_;
     lock.Release();
     if (!ready) {
-      const size_t size = ReadRequest(epoll->get(), buffer.get());
-      if (size == 0) return EndConnection();
-      std::string request(buffer.get(), size);
-      if (absl::Status status = NewConnection(request); !status.ok()) {
-        options_.log(absl::StrCat("no FUSE connection: ", status.message()));
-        SendError(reinterpret_cast<const fuse_in_header*>(buffer.get())->unique, EIO);
-        return EndConnection();
-      }
+      if (!HandleFirst(epoll->get(), buffer.get())) return EndConnection();
       absl::MutexLock relock(&mutex_);
       ready_ = true;
     }
@@ -333,6 +320,24 @@ void Session::Run(int number) {
     mutex_.Await(absl::Condition(&ready_));
   }
   while (size_t size = ReadRequest(epoll->get(), buffer.get())) Dispatch(buffer.get(), size);
+}
+
+bool Session::HandleFirst(int epoll, char* buffer) {
+  const size_t size = ReadRequest(epoll, buffer);
+  if (size == 0) return false;
+  const auto* header = reinterpret_cast<const fuse_in_header*>(buffer);
+  if (older_are_lost_) {
+    const bool interrupt = header->opcode == FUSE_INTERRUPT;  // its id is that of the interrupted one
+    if (!interrupt) FailOlder(device_, header->unique);
+    Dispatch(buffer, size);
+    return !interrupt || HandleFirst(epoll, buffer);
+  }
+  std::string request(buffer, size);
+  const absl::Status status = NewConnection(request);
+  if (status.ok()) return true;
+  options_.log(absl::StrCat("no FUSE connection: ", status.message()));
+  SendError(header->unique, EIO);
+  return false;
 }
 
 size_t Session::ReadRequest(int epoll, char* buffer) {

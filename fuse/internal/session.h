@@ -80,6 +80,8 @@ class Session final : public ReadReplies {
   absl::Status NewConnection(std::string& request);
 
   void Run(int number) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The first request: INIT of a new connection; else what tells which ones are lost. False: it has ended.
+  bool HandleFirst(int epoll, char* buffer);
   // Until a request is in `buffer`; 0 at the end of the connection or of the session.
   size_t ReadRequest(int epoll, char* buffer);
   void Dispatch(char* buffer, size_t size);
@@ -96,9 +98,10 @@ class Session final : public ReadReplies {
   base::UniqueFd stop_event_;
   std::vector<std::thread> threads_;
   std::atomic<bool> stopping_{false};
+  bool older_are_lost_ = false;  // to a predecessor, and the kernel cannot send them again; set by Start
 
   absl::Mutex mutex_;
-  // INIT is answered (or there will be none): the other threads may read.
+  // The first request is handled (or needs not be, or there will be none): the other threads may read.
   bool ready_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

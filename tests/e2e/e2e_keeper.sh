@@ -6,7 +6,7 @@
 #             that cannot start
 #   upgrade   `lazyblob upgrade` back and forth between two programs, daemon and keeper, 20 times, and programs that
 #             cannot take over
-#   manager   kill -9 of the keeper, which a service manager starts again, LAZYBLOB_KILLS times (3)
+#   manager   kill -9 of the keeper, which a service manager starts again, LAZYBLOB_KILLS times (2)
 . "$(dirname "$0")/lib/common.sh"
 . "$E2E_DIR/lib/namespace.sh"
 enter_namespace "$0" "$@"
@@ -215,7 +215,7 @@ manager_says() { awk -v word="$1" '$1 == word {last = $2; count++} END {print co
 ready_times() { [ "$(manager_says ready)" = "$1 " ]; }
 
 part_manager() {
-  local i count keeper kills=${LAZYBLOB_KILLS:-3}
+  local i count keeper kills=${LAZYBLOB_KILLS:-2}
   STARTER=("$PYTHON" "$E2E_DIR/lib/service_manager.py" "$SCRATCH/manager")
   load_start manager
   for ((i = 1; i <= kills; i++)); do
