@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/crash_record.h"
+#include "base/fault.h"
 #include "base/status.h"
 
 namespace lazyblob::contentstore {
@@ -81,6 +82,7 @@ std::vector<Job::Item*> JobRunner::Remaining() {
 
 bool JobRunner::Decode(Job::Item* item, absl::Span<const uint8_t> blob_bytes) {
   const base::CrashSubject subject(job_.layer->descriptor().digest.ToString());
+  base::FaultPoint("contentstore.chunk.decode").IgnoreError();
   scratch_.resize(item->chunk.data_size);
   absl::Status status = job_.body->index->Decode(item->chunk_number, blob_bytes, absl::MakeSpan(scratch_));
   if (!status.ok()) {

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 
+#include "base/crash_record.h"
 #include "base/fault.h"
 #include "base/file.h"
 #include "base/status.h"
@@ -57,6 +58,8 @@ TEST_F(Victim, DISABLED_Runs) {
   options_.root = root;
   const std::string what = task;
   base::ArmFaultsFromEnvironment();
+  const auto crashes = base::CrashRecord::Open(options_.root + ".crashes");
+  ASSERT_TRUE(crashes.ok()) << crashes.status();
   if (what == "evict") options_.max_cache_bytes = 48 * kChunk;
   Open();
   std::shared_ptr<LazyLayer> layer = Add(SharedLayer());
@@ -172,6 +175,17 @@ TEST_F(CrashTest, AKilledEvictionNeverLeavesHolesInACompleteLayer) {
     ASSERT_TRUE(store_->Remove(MakeTarLayer(40).descriptor.digest).ok());
     Close();
   }
+}
+
+TEST_F(CrashTest, WhatParsingDiesOfIsRecordedAndAKillIsNot) {
+  const std::string digest = SharedLayer().descriptor.digest.ToString();
+  const auto recorded = [&] { return base::ReadFile(options_.root + ".crashes", 4096).value_or("none"); };
+  ASSERT_EQ(RunVictim("index", "contentstore.stream.write=kill"), SIGKILL);
+  EXPECT_EQ(recorded(), "");
+  ASSERT_EQ(RunVictim("index", "contentstore.parse/" + digest + "=abort"), SIGABRT);
+  EXPECT_EQ(recorded(), digest + "\n");
+  ASSERT_EQ(RunVictim("read", "contentstore.chunk.decode=abort"), SIGABRT);
+  EXPECT_EQ(recorded(), digest + "\n" + digest + "\n");
 }
 
 TEST_F(CrashTest, TwoStoresDoNotShareARoot) {
