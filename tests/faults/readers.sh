@@ -1,0 +1,117 @@
+#!/bin/bash
+# Rows 27 and 32: cold readers of many layers at once, all in one moment, twice: while all registries answer, and while
+# one of them gives 1 kB/s. The daemon alone is in a memory cgroup. Others are not delayed: they have their bytes before
+# the slow one's readers have their errno. See docs/FAULTS.md.
+#   readers.sh [ROW…]
+#   LAZYBLOB_READERS=1000 LAZYBLOB_LAYERS=100   how many; LAZYBLOB_GROUP_MIB=64: the cgroup's limit
+ROW_LIMIT=${ROW_LIMIT:-600}
+. "$(dirname "$0")/lib/faults.sh"
+LAYERS=${LAZYBLOB_LAYERS:-20}
+READERS=${LAZYBLOB_READERS:-200}
+GROUP_MIB=${LAZYBLOB_GROUP_MIB:-64}
+SIZE=300000       # of a file: longer than what is fetched for one read
+DEADLINE=15
+SLOW_READERS=40   # more than a host has threads
+
+# memory_group MIB: sets GROUP, below the group of this script, and how its files are called.
+memory_group() {
+  local own parent
+  if own=$(sed -n 's/^[0-9]*:memory://p' /proc/self/cgroup) && [ -n "$own" ]; then
+    parent=/sys/fs/cgroup/memory$own
+    [ -d "$parent" ] || parent=/sys/fs/cgroup/memory
+    LIMIT_FILE=memory.limit_in_bytes PEAK_FILE=memory.max_usage_in_bytes OOM_FILE=memory.oom_control
+  else
+    parent=/sys/fs/cgroup
+    grep -qw memory "$parent/cgroup.subtree_control" || echo +memory > "$parent/cgroup.subtree_control"
+    LIMIT_FILE=memory.max PEAK_FILE=memory.peak OOM_FILE=memory.events
+  fi
+  GROUP_PARENT=$parent GROUP=$parent/lazyblob-readers-$$
+  mkdir "$GROUP" || die "no memory cgroup can be made below $parent"
+  on_exit "rmdir '$GROUP'"
+  echo $(($1 << 20)) > "$GROUP/$LIMIT_FILE"
+}
+oom_kills() { awk '$1 == "oom_kill" {print $2}' "$GROUP/$OOM_FILE"; }
+peak_mib() { echo $(($(cat "$GROUP/$PEAK_FILE" 2>/dev/null || echo 0) >> 20)); }
+# The most memory of its own, not of files, that the process had, until it ends or $2 is there.
+watch_anonymous() {
+  local now most=0
+  while [ ! -e "$2" ] && now=$(awk '/^RssAnon:/ {print $2}' "/proc/$1/status" 2>/dev/null) && [ -n "$now" ]; do
+    [ "$now" -le "$most" ] || { most=$now; echo "$most" > "$SCRATCH/anonymous"; }
+    sleep 0.05
+  done
+}
+
+# The daemon in the group, its keeper outside.
+serve_in_group() {
+  printf '#!/bin/sh\necho $$ > "%s/cgroup.procs"\nexec "%s" "$@"\n' "$GROUP" "$LAZYBLOBD" > "$SCRATCH/in-group"
+  chmod 0755 "$SCRATCH/in-group"
+  LAZYBLOBD=$SCRATCH/in-group serve_start
+  echo "$SERVE_PID" > "$GROUP_PARENT/cgroup.procs"
+}
+
+# read_all NAME LIST: its outcomes are in $SCRATCH/NAME.out.
+read_all() {
+  drop_caches
+  "$BUILD_DIR/tests/many_readers" < "$2" > "$SCRATCH/$1.out" || wrong "$1: $(grep -c ^wrong "$SCRATCH/$1.out") files are wrong"
+}
+# Of the readers whose files match: "N right, M EIO; first bytes after p50, p99, longest ms".
+outcome_of() {
+  awk -v match_="$2" '$3 ~ match_ {n[$1]++; print $2 > "/dev/fd/3"} END {for (o in n) {printf "%s%d %s", s, n[o], o; s = ", "}}' \
+    "$SCRATCH/$1.out" 3> "$SCRATCH/times"
+  sort -n "$SCRATCH/times" | awk '{t[NR] = $1} END {printf "; first bytes: p50 %d ms, p99 %d ms, longest %d ms",
+    t[int((NR + 1) * 0.5)], t[int((NR - 1) * 0.99) + 1], t[NR]}'
+}
+count_of() { awk -v o="$2" -v match_="$3" '$1 == o && $3 ~ match_ {n++} END {print n + 0}' "$SCRATCH/$1.out"; }
+longest_of() { awk -v match_="$2" '$3 ~ match_ && $2 > m {m = $2} END {print int(m)}' "$SCRATCH/$1.out"; }
+
+row_27() {
+  fault 27 "$READERS cold readers of $LAYERS layers at once, one layer's registry at 1 kB/s; daemon in a cgroup of $GROUP_MIB MiB" \
+    "the daemon stays inside; right bytes, or EIO in time for the slow layer; the others are not delayed"
+  local per=$((READERS / LAYERS)) good=$((LAYERS - 1)) layer file pid watcher
+  make_image good --layers "$good" --files $((2 * per)) --size $SIZE
+  local good_tree=$IMAGE_TREE
+  evil_start "good=$IMAGE_LAYOUT"
+  local good_host=$EVIL
+  make_image slow --files $((2 * SLOW_READERS)) --size $SIZE
+  local slow_tree=$IMAGE_TREE
+  evil_start "slow=$IMAGE_LAYOUT"
+  memory_group "$GROUP_MIB"
+  serve_configure readers "[fuse]
+read_deadline = \"${DEADLINE}s\""
+  serve_in_group
+  pid=$(lb_daemon_pid "$ROOT_DIR")
+  lb_mount auto "$good_host/good:latest" "$SCRATCH/at-good" || die "good: no mount"
+  on_exit "lb_umount '$SCRATCH/at-good'"
+  lb_mount auto "$EVIL/slow:latest" "$SCRATCH/at-slow" || die "slow: no mount"
+  on_exit "lb_umount '$SCRATCH/at-slow'"
+  watch_anonymous "$pid" "$SCRATCH/enough" & watcher=$!
+  for ((file = 0; file < 2 * per; file++)); do
+    for ((layer = 0; layer < good; layer++)); do
+      printf '%s/at-good/f%02d-%02d %s/f%02d-%02d\n' "$SCRATCH" $layer $file "$good_tree" $layer $file
+    done > "$SCRATCH/good.$file"
+  done
+  # Every other file: each is a request of its own.
+  for ((file = 0; file < 2 * per; file += 2)); do cat "$SCRATCH/good.$file"; done > "$SCRATCH/alone.list"
+  for ((file = 0; file < 2 * SLOW_READERS; file += 2)); do
+    printf '%s/at-slow/f%02d %s/f%02d\n' "$SCRATCH" $file "$slow_tree" $file
+  done > "$SCRATCH/beside.list"
+  for ((file = 1; file < 2 * per; file += 2)); do cat "$SCRATCH/good.$file"; done >> "$SCRATCH/beside.list"
+  read_all alone "$SCRATCH/alone.list"
+  evil_fault '{"path_contains": "/blobs/", "bytes_per_second": 1000}'
+  read_all beside "$SCRATCH/beside.list"
+  touch "$SCRATCH/enough"
+  wait "$watcher" || true
+  seen "without it: $(outcome_of alone at-good/)"
+  seen "beside it: $(outcome_of beside at-good/)"
+  seen "its own: $(outcome_of beside at-slow/)"
+  seen "cgroup at most $(peak_mib) MiB with pages of files, the daemon's own memory at most $(($(cat "$SCRATCH/anonymous") >> 10)) MiB, $(awk '/^Threads:/ {print $2}' "/proc/$pid/status") threads"
+  [ "$(count_of alone right at-good/)" = $((per * good)) ] || wrong "not all are right: $(tail -1 "$LB_LOG")"
+  [ "$(count_of beside right at-good/)" = $((per * good)) ] || wrong "not all are right beside the slow one: $(tail -1 "$LB_LOG")"
+  [ "$(count_of beside EIO at-slow/)" -gt 0 ] || wrong "no EIO of the slow layer: it was not slow"
+  [ $(($(count_of beside EIO at-slow/) + $(count_of beside right at-slow/))) = "$SLOW_READERS" ] || wrong "another errno of the slow layer"
+  [ "$(longest_of beside at-slow/)" -lt $((2 * DEADLINE * 1000)) ] || wrong "a reader of the slow layer had no answer in time"
+  [ "$(oom_kills)" = 0 ] || wrong "$(oom_kills) OOM kills"
+  [ "$(lb_daemon_pid "$ROOT_DIR")" = "$pid" ] || wrong "the daemon is another one"
+}
+
+faults_main "$@"
