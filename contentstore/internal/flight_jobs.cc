@@ -92,13 +92,15 @@ class FlightTable::JobBuilder {
     return chunk.blob_offset >= begin_ && BlobEnd(chunk) <= end_;
   }
 
+  static uint64_t MaxGap(uint64_t target) { return target == kWholeBlob ? kWholeBlob : kMaxGapBytes; }
+
   // Only what was asked for, and what the range holds anyway; or all.
   void GrowBackward(uint64_t head, uint64_t target) {
     for (uint64_t i = head; i-- > 0 && head - i < kMaxItems && job_->items.size() < kMaxItems;) {
       const layer::Chunk chunk = index_.chunk(i);
       const Want want = Classify(i);
       if (chunk.blob_offset > begin_ || want == Want::kTaken) return;
-      if (begin_ > BlobEnd(chunk) && begin_ - BlobEnd(chunk) > kMaxGapBytes) return;
+      if (begin_ > BlobEnd(chunk) && begin_ - BlobEnd(chunk) > MaxGap(target)) return;
       if (want == Want::kHave) continue;
       if (Inside(chunk)) {
         if (want == Want::kAsked || Affordable(chunk)) Take(i, chunk);
@@ -130,7 +132,7 @@ class FlightTable::JobBuilder {
         continue;
       }
       if (chunk.blob_offset < begin_) return;
-      if (chunk.blob_offset > end_ && chunk.blob_offset - end_ > kMaxGapBytes) return;
+      if (chunk.blob_offset > end_ && chunk.blob_offset - end_ > MaxGap(target)) return;
       const uint64_t most = want == Want::kAsked ? std::max(table_.limits_.max_range_bytes, target) : target;
       if (BlobEnd(chunk) - begin_ > most) return;
       end_ = std::max(end_, BlobEnd(chunk));
