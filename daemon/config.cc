@@ -148,6 +148,13 @@ absl::Status Flag(const Place& place, bool* out) {
   return absl::OkStatus();
 }
 
+absl::Status OnOff(const Place& place, bool* out) {
+  std::string text;
+  RETURN_IF_ERROR(OneOf(place, {"off", "on"}, &text));
+  *out = text == "on";
+  return absl::OkStatus();
+}
+
 struct Key {
   absl::string_view section;  // "": the top
   absl::string_view name;
@@ -170,6 +177,7 @@ const std::vector<Key>& Keys() {
          return DurationOrOff(at, absl::Seconds(1), absl::Hours(24 * 366), &c->cache.scrub);
        }},
       {"cache", "keep_blobs", [](const Place& at, Config* c) { return Flag(at, &c->cache.keep_blobs); }},
+      {"cache", "fill", [](const Place& at, Config* c) { return OnOff(at, &c->cache.fill); }},
       {"fuse", "mode",
        [](const Place& at, Config* c) {
          return OneOf(at, {"auto", "erofs", "loop", "fuse"}, &c->fuse.mode);
@@ -181,6 +189,10 @@ const std::vector<Key>& Keys() {
       {"snapshotter", "plain_layers",
        [](const Place& at, Config* c) {
          return OneOf(at, {"stream", "client"}, &c->snapshotter.plain_layers);
+       }},
+      {"snapshotter", "compare_diff_ids",
+       [](const Place& at, Config* c) {
+         return OneOf(at, {"read", "mount"}, &c->snapshotter.compare_diff_ids);
        }},
       {"snapshotter", "resolve_timeout",
        [](const Place& at, Config* c) {

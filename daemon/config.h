@@ -26,6 +26,7 @@ struct Config {
     // How often all is compared with its digests; infinite: never.
     absl::Duration scrub = absl::Hours(168);
     bool keep_blobs = false;  // original bytes that were read whole stay in the store
+    bool fill = false;        // what is mounted comes whole, in the background
   } cache;
   struct Fuse {
     friend bool operator==(const Fuse&, const Fuse&) = default;
@@ -37,6 +38,9 @@ struct Config {
     // What becomes of a plain layer that has no index yet: "stream" it once into the cache, or leave it to
     // the "client" to fetch and unpack.
     std::string plain_layers = "stream";
+    // When the diffID of a layer that is read through a table of contents is compared: "read", when something
+    // reads all of it, or "mount", before it is mounted.
+    std::string compare_diff_ids = "read";
     absl::Duration resolve_timeout = absl::Seconds(60);  // of manifest, config and tables of contents
     std::vector<std::string> url_hosts;  // hosts that `remote/urls` labels may name; https, no credentials
   } snapshotter;

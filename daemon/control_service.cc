@@ -23,6 +23,20 @@ grpc::Status ToGrpc(const absl::Status& status) {
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 
+absl::string_view NameOf(contentstore::DiffIdCheck check) {
+  switch (check) {
+    case contentstore::DiffIdCheck::kUnknown:
+      return "unknown";
+    case contentstore::DiffIdCheck::kClaimed:
+      return "claimed";
+    case contentstore::DiffIdCheck::kDisputed:
+      return "disputed";
+    case contentstore::DiffIdCheck::kVerified:
+      return "verified";
+  }
+  return "";
+}
+
 api::LayerStatus Describe(contentstore::LazyLayer& layer, absl::string_view mode) {
   api::LayerStatus out;
   const oci::Descriptor& descriptor = layer.descriptor();
@@ -46,6 +60,7 @@ api::LayerStatus Describe(contentstore::LazyLayer& layer, absl::string_view mode
   out.set_last_error(base::Printable(stats.last_error));
   out.set_data_size(layer.data_size());
   out.set_cached_bytes(stats.cached_bytes);
+  out.set_diff_id(std::string(NameOf(layer.diff_id_check())));
   return out;
 }
 
@@ -136,6 +151,7 @@ class Service final : public api::Control::Service {
       *response->add_mounts() = Describe(image, *parts_.store);
     }
     if (parts_.snapshotter != nullptr) DescribeSnapshots(target, response);
+    if (parts_.fill != nullptr) TellFill(response);
     TellWaitingReads(response);
     if (request->probe()) DescribeMachine(response);
     Describe(parts_.store->scrub_status(), response->mutable_scrub());
@@ -209,6 +225,17 @@ class Service final : public api::Control::Service {
       }
       for (api::LayerStatus& layer : *response->mutable_snapshot_layers()) tell(layer);
     }
+  }
+
+  void TellFill(api::StatusResponse* response) {
+    const auto tell = [this](api::LayerStatus& layer) {
+      const auto digest = base::Digest::Parse(layer.digest());
+      if (digest.ok()) layer.set_fill(parts_.fill->StateOf(*digest));
+    };
+    for (api::MountStatus& mount : *response->mutable_mounts()) {
+      for (api::LayerStatus& layer : *mount.mutable_layers()) tell(layer);
+    }
+    for (api::LayerStatus& layer : *response->mutable_snapshot_layers()) tell(layer);
   }
 
   void DescribeMachine(api::StatusResponse* response) {

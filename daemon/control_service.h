@@ -11,6 +11,7 @@
 #include "containerd/grpc_server.h"
 #include "contentstore/content_store.h"
 #include "daemon/activity.h"
+#include "daemon/background_fill.h"
 #include "daemon/image_layers.h"
 #include "daemon/mount_manager.h"
 #include "daemon/prepared_images.h"
@@ -31,6 +32,7 @@ struct ControlParts {
   contentstore::ContentStore* store = nullptr;
   snapshotter::Snapshotter* snapshotter = nullptr;  // null: a standalone daemon
   Activity* activity = nullptr;
+  const BackgroundFill* fill = nullptr;  // null: there is none
   // Reads of the kernel's that wait for bytes now.
   std::function<std::vector<fuse::FuseServer::LayerReads>()> waiting_reads;
   std::vector<grpc::Service*> beside;  // other services of the socket

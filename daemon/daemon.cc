@@ -27,6 +27,7 @@
 #include "contentservice/content_service.h"
 #include "contentstore/content_store.h"
 #include "daemon/activity.h"
+#include "daemon/background_fill.h"
 #include "daemon/blobs_service.h"
 #include "daemon/content_learner.h"
 #include "daemon/control_service.h"
@@ -99,6 +100,7 @@ class Daemon {
     layers_->mounts().UnmountInherited();
     sweeper_ =
         std::make_unique<PageSweeper>(kSweepInterval, [this] { return layers_->mounts().DirectFiles(); });
+    StartFill();
     ControlParts control;
     control.mounts = mounts_.get();
     control.prepared = prepared_.get();
@@ -106,6 +108,7 @@ class Daemon {
     control.store = store_.get();
     control.snapshotter = snapshotter_.get();
     control.activity = &activity_;
+    control.fill = fill_.get();
     control.waiting_reads = [this] { return server_->waiting_reads(); };
     RETURN_IF_ERROR(StartExporter());
     StartMaintenance();
@@ -146,6 +149,7 @@ class Daemon {
     exporter_.reset();
     placer_.reset();
     sweeper_.reset();
+    fill_.reset();
     prepared_.reset();
     snapshotter_.reset();
     if (learner_ != nullptr) learner_->Stop();
@@ -246,6 +250,14 @@ class Daemon {
     return absl::OkStatus();
   }
 
+  void StartFill() {
+    if (!options_.config.cache.fill) return;
+    BackgroundFillOptions fill;
+    fill.store = store_.get();
+    fill.mounted = [this] { return layers_->mounts().Layers(); };
+    fill_ = std::make_unique<BackgroundFill>(std::move(fill));
+  }
+
   absl::Status StartMounts() {
     ImageLayers::Parts shared;
     shared.root = root();
@@ -259,6 +271,7 @@ class Daemon {
     layers_ = std::make_unique<ImageLayers>(shared);
     PreparedImagesOptions prepared;
     prepared.stream_plain = options_.config.snapshotter.plain_layers == "stream";
+    prepared.compare_first = options_.config.snapshotter.compare_diff_ids == "mount";
     prepared.resolve_timeout = options_.config.snapshotter.resolve_timeout;
     prepared_ = std::make_unique<PreparedImages>(layers_.get(), prepared);
     MountManager::Parts parts;
@@ -410,6 +423,7 @@ class Daemon {
   std::unique_ptr<contentservice::ContentService> content_service_;
   std::unique_ptr<snapshotter::Snapshotter> snapshotter_;
   std::unique_ptr<PageSweeper> sweeper_;
+  std::unique_ptr<BackgroundFill> fill_;  // null unless cache.fill
   std::unique_ptr<exporter::Placer> placer_;
   std::unique_ptr<ExporterService> exporter_;
   std::unique_ptr<BlobsService> blobs_;

@@ -42,6 +42,12 @@ std::shared_ptr<const registry::CredentialsProvider> CredentialsOf(const std::st
   return docker_config.empty() ? nullptr : registry::DockerConfigCredentials(docker_config);
 }
 
+bool MustCompare(const contentstore::LazyLayer& layer, bool always) {
+  const contentstore::DiffIdCheck check = layer.diff_id_check();
+  return check == contentstore::DiffIdCheck::kDisputed ||
+         (always && check == contentstore::DiffIdCheck::kClaimed);
+}
+
 absl::StatusOr<bool> HasOpaqueRoot(const std::string& meta_path) {
   ASSIGN_OR_RETURN(auto image, layer::ErofsImage::Open(meta_path));
   ASSIGN_OR_RETURN(auto xattrs, image->Xattrs(image->root()));
@@ -107,6 +113,17 @@ absl::Status ImageLayers::MakeReadable(contentstore::LazyLayer& layer,
   return parts_.store->Unlazy(layer, context, progress);
 }
 
+absl::Status ImageLayers::CompareDiffId(const ResolvedImage& image, size_t i, bool always,
+                                        const contentstore::FetchContext& context,
+                                        const contentstore::Progress& progress) {
+  ASSIGN_OR_RETURN(const LazyLayerPtr layer, Add(image, i));
+  if (!MustCompare(*layer, always)) return absl::OkStatus();
+  const absl::Status read = parts_.store->Unlazy(*layer, context, progress);
+  // A full cache keeps nobody from comparing.
+  if (layer->diff_id_check() != contentstore::DiffIdCheck::kVerified) RETURN_IF_ERROR(read);
+  return Add(image, i).status();
+}
+
 absl::StatusOr<std::vector<LazyLayerPtr>> ImageLayers::Prepare(const ResolvedImage& image, bool keep_data,
                                                                const contentstore::FetchContext& context,
                                                                const LayerProgress& progress) {
@@ -119,6 +136,7 @@ absl::StatusOr<std::vector<LazyLayerPtr>> ImageLayers::Prepare(const ResolvedIma
     auto report = [&, i](uint64_t received) { progress(image.layers[i], received); };
     absl::Status status = parts_.store->EnsureIndexed(*layers[i], keep_data, context, report);
     if (status.ok() && keep_data) status = MakeReadable(*layers[i], context, report);
+    if (status.ok()) status = CompareDiffId(image, i, /*always=*/false, context, report);
     return base::Annotate(status, absl::StrCat("layer ", image.layers[i].digest.ToString()));
   };
   RETURN_IF_ERROR(base::Annotate(RunParallel(layers.size(), kParallelLayers, prepare), image.reference));

@@ -41,6 +41,9 @@ using LazyLayerPtr = std::shared_ptr<contentstore::LazyLayer>;
 // Null when `docker_config` is empty.
 std::shared_ptr<const registry::CredentialsProvider> CredentialsOf(const std::string& docker_config);
 
+// Whether what the layer unpacks to is to be compared before it is mounted; see ImageLayers::CompareDiffId.
+bool MustCompare(const contentstore::LazyLayer& layer, bool always);
+
 // Whether a layer hides everything below it.
 absl::StatusOr<bool> HasOpaqueRoot(const std::string& meta_path);
 
@@ -72,6 +75,11 @@ class ImageLayers {
   // whole.
   absl::Status MakeReadable(contentstore::LazyLayer& layer, const contentstore::FetchContext& context,
                             const contentstore::Progress& progress);
+  // Reads layer `i` whole where images disagree what it unpacks to (with `always`: where nobody has compared
+  // it yet), and holds what this image says against it. FailedPrecondition: it is wrong.
+  absl::Status CompareDiffId(const ResolvedImage& image, size_t i, bool always,
+                             const contentstore::FetchContext& context,
+                             const contentstore::Progress& progress);
   // Makes every layer of the image known and indexed, several at a time; bottom first.
   absl::StatusOr<std::vector<LazyLayerPtr>> Prepare(const ResolvedImage& image, bool keep_data,
                                                     const contentstore::FetchContext& context,

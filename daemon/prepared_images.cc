@@ -16,6 +16,17 @@ using snapshotter::NotLazyError;
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(100);
 
+// Why the layer, or what the image says of it, cannot be used.
+absl::Status NotUsable(const LazyLayerPtr& layer, const base::Digest& diff_id, const absl::Status& why) {
+  absl::string_view reason = "index-failed";
+  if (layer != nullptr && layer->state() == contentstore::LayerState::kQuarantined) {
+    reason = "quarantined";
+  } else if (layer != nullptr && absl::IsFailedPrecondition(why) && layer->diff_id() != diff_id) {
+    reason = "diff-id-mismatch";
+  }
+  return NotLazyError(reason, why);
+}
+
 // Equal for requests that mean the same image.
 std::string KeyOf(const ImageRequest& request) {
   auto reference = oci::ParseImageReference(request.reference);
@@ -237,7 +248,10 @@ void PreparedImages::RunIndex(const ImagePtr& image, size_t i) {
     return FinishLayer(image, i, nullptr, NotLazyError("unsupported-format", type));
   }
   absl::StatusOr<LazyLayerPtr> added = layers_->Add(image->resolved, i);
-  if (!added.ok()) return FinishLayer(image, i, nullptr, NotLazyError("index-failed", added.status()));
+  if (!added.ok()) {
+    const LazyLayerPtr known = layers_->store().Find(image->resolved.layers[i].digest);
+    return FinishLayer(image, i, nullptr, NotUsable(known, image->resolved.diff_ids[i], added.status()));
+  }
   const LazyLayerPtr layer = *std::move(added);
   contentstore::FetchContext context = Context(image, contentstore::FetchCause::kIndex);
   context.deadline = options_.clock->Monotonic() + options_.resolve_timeout;
@@ -251,7 +265,8 @@ void PreparedImages::RunIndex(const ImagePtr& image, size_t i) {
   if (layer->state() == contentstore::LayerState::kQuarantined) {
     return FinishLayer(image, i, layer, NotLazyError("quarantined", status));
   }
-  if ((plain || whole) && options_.stream_plain) {
+  const bool compare = status.ok() && MustCompare(*layer, options_.compare_first);
+  if (((plain || whole) && options_.stream_plain) || (compare && !whole)) {
     streams_.Schedule(image->host, [this, image, i, layer] { RunStream(image, i, layer); });
     return;
   }
@@ -275,6 +290,11 @@ void PreparedImages::RunStream(const ImagePtr& image, size_t i, const LazyLayerP
   };
   absl::Status status = layers_->store().EnsureIndexed(*layer, /*keep_data=*/true, context, report);
   if (status.ok()) status = layers_->MakeReadable(*layer, context, report);
+  if (status.ok()) {
+    status = layers_->CompareDiffId(image->resolved, i, options_.compare_first, context, report);
+    if (!status.ok())
+      return FinishLayer(image, i, layer, NotUsable(layer, image->resolved.diff_ids[i], status));
+  }
   if (!status.ok()) {
     const bool quarantined = layer->state() == contentstore::LayerState::kQuarantined;
     const bool crashed = layer->not_lazy_reason() == contentstore::kReasonCrashed;

@@ -24,6 +24,8 @@ namespace lazyblob::daemon {
 struct PreparedImagesOptions {
   // A plain layer that has no index is streamed once and kept; else it fails with "no-index".
   bool stream_plain = true;
+  // A layer whose diffID nobody has compared is read whole before it is mounted.
+  bool compare_first = false;
   absl::Duration resolve_timeout = absl::Seconds(60);  // of manifest, config and tables of contents
   size_t max_images = 64;                              // remembered
   absl::Duration keep = absl::Minutes(5);              // after the last use

@@ -33,6 +33,8 @@ json LayerToJson(const api::LayerStatus& layer) {
           {"rotten_chunks", layer.rotten_chunks()},
           {"data_size", layer.data_size()},
           {"cached_bytes", layer.cached_bytes()},
+          {"diff_id", layer.diff_id()},
+          {"fill", layer.fill()},
           {"waiting_reads", layer.waiting_reads()},
           {"oldest_read_ms", layer.oldest_read_ms()},
           {"lazy", layer.lazy()},
@@ -51,6 +53,10 @@ void PrintLayer(const api::LayerStatus& layer, std::ostream& out) {
   if (layer.waiting_reads() > 0) {
     out << absl::StrFormat("    %d reads wait for bytes, the oldest for %.1f s\n", layer.waiting_reads(),
                            static_cast<double>(layer.oldest_read_ms()) / 1e3);
+  }
+  if (!layer.fill().empty()) {
+    out << absl::StrFormat("    background fill: %s, %s of %s\n", layer.fill(),
+                           Megabytes(layer.cached_bytes()), Megabytes(layer.data_size()));
   }
   if (!layer.last_error().empty()) out << "    last error: " << layer.last_error() << "\n";
 }

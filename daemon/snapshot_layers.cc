@@ -144,6 +144,17 @@ absl::StatusOr<LayerMount> SnapshotLayers::Mount(const LayerClaim& claim,
   if (layer == nullptr || layer->index() == nullptr) {
     return NotLazyError("index-failed", absl::UnavailableError("the layer has just been removed"));
   }
+  // It may have been read whole since the image was resolved.
+  if (layer->state() == contentstore::LayerState::kQuarantined) {
+    return NotLazyError("quarantined", absl::DataLossError(layer->stats().last_error));
+  }
+  if (const base::Digest known = VerifiedDiffId(claim.layer);
+      !known.empty() && known != use->image().diff_ids[*found]) {
+    return NotLazyError("diff-id-mismatch",
+                        absl::FailedPreconditionError(
+                            absl::StrCat("layer ", claim.layer.ToString(), " has diffID ", known.ToString(),
+                                         ", the image says ", use->image().diff_ids[*found].ToString())));
+  }
 
   std::vector<ImageLayers::Lower> below;
   for (const LowerLayer& lower : lowers) {
@@ -201,11 +212,18 @@ absl::Status SnapshotLayers::Check(const LayerMount& mount) {
   }
   const LazyLayerPtr layer = layers_->store().Find(mount.layer);
   if (layer == nullptr || layer->state() == contentstore::LayerState::kQuarantined) {
-    return absl::UnavailableError(absl::StrCat("layer ", mount.layer.ToString(),
-                                               ": its bytes are not those of its digest, wherever they were "
-                                               "fetched; remove the image and pull it again"));
+    return absl::UnavailableError(
+        absl::StrCat("layer ", mount.layer.ToString(),
+                     layer == nullptr ? ": it is gone" : ": quarantined, it is not what its image says",
+                     "; remove the image and pull it again"));
   }
   return absl::OkStatus();
+}
+
+base::Digest SnapshotLayers::VerifiedDiffId(const base::Digest& digest) {
+  const LazyLayerPtr layer = layers_->store().Find(digest);
+  const bool verified = layer != nullptr && layer->diff_id_check() == contentstore::DiffIdCheck::kVerified;
+  return verified ? layer->diff_id() : base::Digest();
 }
 
 snapshotter::Usage SnapshotLayers::CacheUsage(const base::Digest& digest) {

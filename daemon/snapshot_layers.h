@@ -18,10 +18,10 @@
 namespace lazyblob::daemon {
 
 // Reasons of Mount: "bad-reference", "resolve-failed" (the image), "layer-not-in-manifest", "chain-mismatch"
-// (the snapshot's name is not the chain id that the config gives), "diff-id-mismatch", "unsupported-format",
-// "no-index" and "no-random-access" (with plain_layers = "client"), "toc-missing" and "toc-conflict"
-// likewise, "index-failed", "quarantined", "lower-missing" (a layer below is not there any more),
-// "mount-failed", "cancelled".
+// (the snapshot's name is not the chain id that the config gives), "diff-id-mismatch" (of label and config,
+// or of config and layer), "unsupported-format", "no-index" and "no-random-access" (with plain_layers =
+// "client"), "toc-missing" and "toc-conflict" likewise, "index-failed", "quarantined", "lower-missing" (a
+// layer below is not there any more), "mount-failed", "cancelled".
 class SnapshotLayers final : public snapshotter::LazyLayers {
  public:
   struct Options {
@@ -40,6 +40,7 @@ class SnapshotLayers final : public snapshotter::LazyLayers {
   absl::StatusOr<snapshotter::LayerMount> Restore(const snapshotter::LayerMount& recorded) override;
   void Unmount(const snapshotter::LayerMount& mount) override;
   absl::Status Check(const snapshotter::LayerMount& mount) override;
+  base::Digest VerifiedDiffId(const base::Digest& layer) override;
   snapshotter::Usage CacheUsage(const base::Digest& layer) override;
   absl::StatusOr<std::string> MapIds(const std::string& source, const fuse::IdMapping& mapping) override;
   void UnmapIds(const std::string& source, const fuse::IdMapping& mapping) override;

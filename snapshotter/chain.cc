@@ -18,6 +18,24 @@ bool SameMount(const LayerMount& a, const LayerMount& b) {
          a.direct == b.direct && a.opaque_root == b.opaque_root;
 }
 
+// A chain id stands for what its layers unpack to. Where that is known of all of them (topmost first), it
+// must be the one of the name: containerd gives a snapshot to every image of that chain.
+absl::Status CheckChain(const std::vector<Link>& chain, LazyLayers& layers) {
+  std::string id;
+  for (auto link = chain.rbegin(); link != chain.rend() && link->layer.has_value(); ++link) {
+    const base::Digest diff_id = layers.VerifiedDiffId(link->layer->layer);
+    if (diff_id.empty()) return absl::OkStatus();
+    id = id.empty() ? diff_id.ToString()
+                    : base::Digest::Of(absl::StrCat(id, " ", diff_id.ToString())).ToString();
+    const auto named = base::Digest::Parse(absl::string_view(link->name).substr(link->name.rfind('/') + 1));
+    if (!named.ok() || named->ToString() == id) continue;
+    return absl::UnavailableError(absl::StrCat(
+        "snapshot ", Quoted(link->name), ": its layer ", link->layer->layer.ToString(), " makes chain ", id,
+        ", its image lied; remove the images of this chain and pull again"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 bool SnapshotterImpl::Held(int64_t id) const {
@@ -27,6 +45,7 @@ bool SnapshotterImpl::Held(int64_t id) const {
 
 absl::StatusOr<std::vector<Lower>> SnapshotterImpl::UsableLowers(std::vector<Link>& chain) {
   std::vector<Lower> lowers;
+  RETURN_IF_ERROR(CheckChain(chain, *options_.layers));
   for (Link& link : chain) {
     if (link.layer.has_value()) {
       RETURN_IF_ERROR(EnsureAlive(link));

@@ -86,6 +86,11 @@ class LazyLayers {
   virtual void Unmount(const LayerMount& mount) = 0;
   // Unavailable when the mount is gone or its layer is quarantined: a container on it would read errors.
   virtual absl::Status Check(const LayerMount& mount) = 0;
+  // What the layer unpacks to, where that was compared; else empty.
+  virtual base::Digest VerifiedDiffId(const base::Digest& layer) {
+    static_cast<void>(layer);
+    return {};
+  }
   // What the layer occupies in the cache.
   virtual Usage CacheUsage(const base::Digest& layer) = 0;
 

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "contentservice/learned_images.h"
 #include "layer/erofs.h"
+#include "layer/tar_stream.h"
 #include "tests/layer/toc_maker.h"
 #include "tests/support/fake_mounter.h"
 #include "tests/support/gate.h"
@@ -43,6 +44,21 @@ Layer PlainLayer(const std::vector<support::TarMember>& members) {
 Layer LazyLayer(const std::vector<support::TarMember>& members) {
   const layer::TocBlob made = layer::MakeTocBlob(members);
   return support::MakeLayerOf(MakeTar(members), made.blob, oci::Compression::kGzip, made.layer.annotations);
+}
+
+// … whose diffID is right.
+Layer HonestLayer(const std::vector<support::TarMember>& members) {
+  Layer made = LazyLayer(members);
+  layer::StreamDecoder decoder(oci::Compression::kGzip);
+  base::Hasher hasher;
+  const absl::Span<const uint8_t> blob(reinterpret_cast<const uint8_t*>(made.blob.data()), made.blob.size());
+  absl::Status status = decoder.Feed(blob, [&](absl::Span<const uint8_t> bytes) {
+    hasher.Update(bytes);
+    return absl::OkStatus();
+  });
+  EXPECT_TRUE(status.ok()) << status;
+  made.diff_id = hasher.Finish();
+  return made;
 }
 
 class SnapshotLayersTest : public ::testing::Test {
@@ -220,6 +236,47 @@ TEST_F(SnapshotLayersTest, TheManifestDecidesWhatBelongsToTheImage) {
   claim.chain = "x7f0opaque";  // BuildKit's, of what it has not pulled
   EXPECT_EQ(Reason(claim), "mounted");
   EXPECT_THAT(mounter_.layers, SizeIs(1));
+}
+
+TEST_F(SnapshotLayersTest, DiffIdsAreComparedFirstWhereThatIsConfigured) {
+  prepared_options_.compare_first = true;
+  Start();
+  Put({HonestLayer({Directory("."), File("a", "1")})});
+  EXPECT_EQ(Reason(Claim(0)), "mounted");
+  EXPECT_EQ(snapshots_->VerifiedDiffId(image_.layers[0].descriptor.digest), diff_ids_[0]);
+  Layer lie = HonestLayer({Directory("."), File("a", "2")});
+  lie.diff_id = base::Digest::Of("another");
+  Put({lie});
+  EXPECT_EQ(Reason(Claim(0)), "quarantined");
+  EXPECT_EQ(Reason(Claim(0)), "quarantined");
+}
+
+TEST_F(SnapshotLayersTest, OfImagesThatDisagreeAboutALayerTheWrongOneIsRefused) {
+  const Layer honest = HonestLayer({Directory("."), File("a", "1")});
+  Layer lie = honest;
+  lie.diff_id = base::Digest::Of("another");
+  Put({lie});
+  const LayerClaim wrong = Claim(0);
+  auto mounted = Mount(wrong);  // nobody knows better
+  ASSERT_TRUE(mounted.ok()) << mounted.status();
+  EXPECT_EQ(snapshots_->VerifiedDiffId(wrong.layer), base::Digest());
+  Put({honest});
+  EXPECT_EQ(Reason(Claim(0)), "mounted");
+  EXPECT_EQ(snapshots_->VerifiedDiffId(wrong.layer), honest.diff_id);
+  EXPECT_EQ(Reason(wrong), "diff-id-mismatch");
+  EXPECT_EQ(Reason(Claim(0)), "mounted");
+}
+
+TEST_F(SnapshotLayersTest, AQuarantinedLayerIsNotMounted) {
+  Layer lie = HonestLayer({Directory("."), File("a", "1")});
+  lie.diff_id = base::Digest::Of("another");
+  Put({lie});
+  auto mounted = Mount(Claim(0));
+  ASSERT_TRUE(mounted.ok()) << mounted.status();
+  EXPECT_TRUE(snapshots_->Check(*mounted).ok());
+  EXPECT_TRUE(absl::IsDataLoss(store_->Unlazy(*store_->Find(lie.descriptor.digest), {}, {})));
+  EXPECT_TRUE(absl::IsUnavailable(snapshots_->Check(*mounted)));
+  EXPECT_EQ(Reason(Claim(0)), "quarantined");
 }
 
 TEST_F(SnapshotLayersTest, WhatCannotBeReachedIsAReasonAndNotRemembered) {

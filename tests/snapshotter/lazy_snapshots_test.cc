@@ -97,6 +97,29 @@ TEST_F(LazySnapshotsTest, NothingBelowAnOpaqueRootIsUsed) {
       absl::StrContains(Option(Prepare("x", "c")->at(0), "lowerdir"), LayerDigest("a").hex().substr(0, 12)));
 }
 
+TEST_F(LazySnapshotsTest, AChainThatIsNotWhatItsLayersMakeIsNotUsed) {
+  const base::Digest bottom = base::Digest::Of("diff 1");
+  const base::Digest top = base::Digest::Of("diff 2");
+  const std::string lower = bottom.ToString();
+  const std::string upper = base::Digest::Of(absl::StrCat(lower, " ", top.ToString())).ToString();
+  const auto make = [&](const std::string& name, const std::string& parent, absl::string_view layer) {
+    return Prepare("extract " + name, parent, LazyLabels(name, LayerDigest(layer))).status();
+  };
+  ASSERT_TRUE(absl::IsAlreadyExists(make(lower, "", "a")));
+  ASSERT_TRUE(absl::IsAlreadyExists(make(upper, lower, "b")));
+  ASSERT_TRUE(Prepare("1", upper).ok());
+  layers_->SetDiffId(LayerDigest("b"), base::Digest::Of("not diff 2"));
+  EXPECT_TRUE(Prepare("2", upper).ok());  // of the layer below it nothing is known
+  layers_->SetDiffId(LayerDigest("a"), bottom);
+  const absl::Status refused = Prepare("3", upper).status();
+  EXPECT_TRUE(absl::IsUnavailable(refused)) << refused;
+  EXPECT_THAT(refused.message(), HasSubstr(LayerDigest("b").ToString()));
+  EXPECT_TRUE(absl::IsUnavailable(snapshotter_->Mounts("1").status()));
+  EXPECT_TRUE(Prepare("4", lower).ok());
+  layers_->SetDiffId(LayerDigest("b"), top);
+  EXPECT_TRUE(Prepare("5", upper).ok());
+}
+
 TEST_F(LazySnapshotsTest, TheSameLayerTwiceInAChainIsMountedOnce) {
   MakeLazy("a");
   const Labels again = LazyLabels("a2", LayerDigest("a"));

@@ -75,6 +75,11 @@ class FakeLazyLayers final : public snapshotter::LazyLayers {
     if (dead_.contains(mount.layer)) return absl::UnavailableError("its bytes are wrong");
     return users_.contains(mount.target) ? absl::OkStatus() : absl::UnavailableError("it is not mounted");
   }
+  base::Digest VerifiedDiffId(const base::Digest& layer) override {
+    absl::MutexLock lock(&mutex_);
+    const auto found = diff_ids_.find(layer);
+    return found == diff_ids_.end() ? base::Digest() : found->second;
+  }
   snapshotter::Usage CacheUsage(const base::Digest&) override { return cache_usage; }
   absl::StatusOr<std::string> MapIds(const std::string& source, const fuse::IdMapping& mapping) override {
     absl::MutexLock lock(&mutex_);
@@ -115,6 +120,11 @@ class FakeLazyLayers final : public snapshotter::LazyLayers {
   void FailMapping(absl::Status with) {
     absl::MutexLock lock(&mutex_);
     map_failure_ = std::move(with);
+  }
+  // Somebody has read the layer whole.
+  void SetDiffId(const base::Digest& layer, const base::Digest& diff_id) {
+    absl::MutexLock lock(&mutex_);
+    diff_ids_[layer] = diff_id;
   }
   void MakeOpaque(const base::Digest& layer) {
     absl::MutexLock lock(&mutex_);
@@ -204,6 +214,7 @@ class FakeLazyLayers final : public snapshotter::LazyLayers {
   std::map<base::Digest, absl::Status> failures_ ABSL_GUARDED_BY(mutex_);
   absl::Status map_failure_ ABSL_GUARDED_BY(mutex_);
   std::set<base::Digest> opaque_ ABSL_GUARDED_BY(mutex_);
+  std::map<base::Digest, base::Digest> diff_ids_ ABSL_GUARDED_BY(mutex_);
   std::set<base::Digest> dead_ ABSL_GUARDED_BY(mutex_);
   std::set<base::Digest> lost_ ABSL_GUARDED_BY(mutex_);
   std::map<base::Digest, int> generation_ ABSL_GUARDED_BY(mutex_);
