@@ -76,6 +76,9 @@ absl::StatusOr<std::optional<size_t>> ParseGzipHeader(Bytes bytes) {
   const std::optional<size_t> more;
   if (bytes.size() < 10) return more;
   const uint8_t flags = bytes[3];
+  if ((flags & ~(1 | kHeaderCrc | kExtra | kName | kComment)) != 0) {
+    return absl::InvalidArgumentError("gzip header with flags that mean nothing");
+  }
   size_t at = 10;
   if ((flags & kExtra) != 0) {
     if (bytes.size() < at + 2) return more;

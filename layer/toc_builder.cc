@@ -89,9 +89,9 @@ absl::StatusOr<Entry> Builder::Translate(TocEntry* from) const {
                                  [from](const auto& known) { return from->type == known.first; });
   if (type == std::end(kTypes)) return Bad("its type is unknown");
   entry.type = type->second;
-  if (from->uid > kMax32 || from->gid > kMax32 || from->device_major > kMax32 ||
+  if (from->mode > kMax32 || from->uid > kMax32 || from->gid > kMax32 || from->device_major > kMax32 ||
       from->device_minor > kMax32) {
-    return Bad("an owner or device number does not fit 32 bits");
+    return Bad("its mode, an owner or a device number does not fit 32 bits");
   }
   entry.path = std::move(from->name);
   entry.mode = static_cast<uint32_t>(from->mode & 07777);

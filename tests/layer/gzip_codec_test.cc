@@ -102,6 +102,9 @@ TEST(GzipHeader, Wrong) {
   std::string header = FullHeader();
   header[12] = 'z';
   EXPECT_THAT(std::string(ParseGzipHeader(BytesOf(header)).status().message()), HasSubstr("checksum"));
+  header = FullHeader();
+  header[3] = static_cast<char>(header[3] | 0x20);
+  EXPECT_FALSE(ParseGzipHeader(BytesOf(header)).ok());  // RFC 1952: reserved, must be zero
   const std::string endless = std::string("\x1f\x8b\x08\x08\0\0\0\0\0\x03", 10) + std::string(300 << 10, 'n');
   EXPECT_THAT(std::string(ParseGzipHeader(BytesOf(endless)).status().message()), HasSubstr("too long"));
 }

@@ -434,6 +434,7 @@ std::vector<Case> LiesAboutEntries() {
       {"no type", kInvalid, [](J& t) { EntryOf(t, "fraction").erase("type"); }},
       {"uid", kInvalid, [](J& t) { EntryOf(t, "fraction")["uid"] = uint64_t{1} << 32; }},
       {"negative uid", kInvalid, [](J& t) { EntryOf(t, "fraction")["uid"] = -1; }},
+      {"mode", kInvalid, [](J& t) { EntryOf(t, "dev/c", "char")["mode"] = uint64_t{1} << 40; }},
       {"device", kInvalid, [](J& t) { EntryOf(t, "dev/c", "char")["devMajor"] = 5000; }},
       {"time", kInvalid, [](J& t) { EntryOf(t, "fraction")["modtime"] = "yesterday"; }},
       {"xattr not base64", kInvalid, [](J& t) { EntryOf(t, "usr/owned")["xattrs"]["user.x"] = "%%%"; }},
