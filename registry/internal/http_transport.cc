@@ -358,6 +358,9 @@ absl::Status Transfer::Explain(CURLcode result) const {
     case CURLE_WEIRD_SERVER_REPLY:
     case CURLE_BAD_CONTENT_ENCODING:
       return absl::DataLossError(text);
+    case CURLE_OUT_OF_MEMORY:  // what libcurl calls a header line beyond its own limit, too
+      if (!headers_done_) return absl::DataLossError("response headers over 64 KiB");
+      return absl::UnavailableError(text);
     case CURLE_SSL_CONNECT_ERROR:
       if (!absl::StrContains(text, "wrong version number")) return absl::UnavailableError(text);
       return absl::FailedPreconditionError(

@@ -238,6 +238,11 @@ Attempt Requester::Follow(Exchange* exchange) {
     if (exchange->own_origin() && !exchange->request.plain_url) {
       absl::StatusOr<std::string> header =
           authenticator_.Authorize(exchange->request.endpoint, exchange->scope, exchange->context);
+      // What an earlier answer asked for cannot be met: the registry may want something else by now.
+      if (!header.ok() && !exchange->reauthenticated && !absl::IsCancelled(header.status()) &&
+          !absl::IsDeadlineExceeded(header.status())) {
+        header = std::string();
+      }
       if (!header.ok()) return {header.status(), 0, absl::IsUnavailable(header.status())};
       exchange->authorization = *std::move(header);
       AddConfigured(exchange->request.endpoint.headers, !exchange->authorization.empty(), &http.headers);

@@ -389,6 +389,32 @@ TEST(Challenge, BearerIsPreferredAndUnknownSchemesAreRefused) {
   EXPECT_EQ(ReadSome(other, registry.blob).code(), absl::StatusCode::kUnauthenticated);
 }
 
+TEST(Challenge, OneThatCannotBeMetIsAskedForAfreshByTheNextRequest) {
+  std::string blob = Pattern(100);
+  bool wants_password = true;
+  FakeClient client([&](const Seen& seen) {
+    if (wants_password) return Status(401, {{"www-authenticate", "Basic realm=\"x\""}});
+    return Serve(seen, blob);
+  });
+  EXPECT_EQ(ReadSome(client, blob).code(), absl::StatusCode::kUnauthenticated);
+  wants_password = false;
+  EXPECT_EQ(ReadSome(client, blob), absl::OkStatus());
+}
+
+TEST(Challenge, ATokenServerThatMovedIsFollowed) {
+  TokenRegistry registry;
+  FakeClient client(
+      [&](const Seen& seen) {
+        if (absl::StrContains(seen.line, "https://gone.example")) return Status(404);
+        return registry(seen);
+      },
+      With(User()));
+  registry.challenge = "Bearer realm=\"https://gone.example/token\",service=\"reg\"";
+  EXPECT_NE(ReadSome(client, registry.blob), absl::OkStatus());
+  registry.challenge = "Bearer realm=\"https://auth.example/token\",service=\"reg\"";
+  EXPECT_EQ(ReadSome(client, registry.blob), absl::OkStatus());
+}
+
 TEST(TokenAnswerTest, Parsing) {
   EXPECT_EQ(ParseTokenAnswer("{\"token\":\"a\"}")->lifetime, absl::Seconds(60));
   EXPECT_EQ(ParseTokenAnswer("{\"access_token\":\"a\",\"expires_in\":5}")->lifetime, absl::Seconds(5));
