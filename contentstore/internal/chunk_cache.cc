@@ -178,7 +178,10 @@ absl::Status ChunkCache::Settle(uint64_t chunk, const absl::StatusOr<bool>& righ
   }
   Forget(chunk);
   rotten_.fetch_add(1, std::memory_order_relaxed);
-  if (!right.ok()) return right.status();
+  if (!right.ok()) {
+    read_failed_.store(true, std::memory_order_relaxed);
+    return right.status();
+  }
   return absl::DataLossError(absl::StrCat("cached chunk ", chunk, " does not have its SHA-256"));
 }
 
@@ -222,6 +225,11 @@ absl::Status ChunkCache::Store(uint64_t chunk, absl::Span<const uint8_t> bytes) 
   absl::ReaderMutexLock writing(&evict_mutex_);
   RETURN_IF_ERROR(base::PwriteFull(data_.get(), wanted.data_offset, bytes));
   RETURN_IF_ERROR(base::FaultPoint("contentstore.chunk.written"));
+  if (read_failed_.load(std::memory_order_relaxed)) {
+    ASSIGN_OR_RETURN(const bool right, HasItsBytes(chunk));
+    if (!right) return absl::DataLossError("the disk gives other bytes than it was given");
+    read_failed_.store(false, std::memory_order_relaxed);
+  }
   absl::MutexLock lock(&mutex_);
   Recount();
   const bool was_claimed = claimed_.Test(chunk);

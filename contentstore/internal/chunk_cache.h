@@ -62,9 +62,9 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   void Doubt(uint64_t first, uint64_t end) ABSL_LOCKS_EXCLUDED(mutex_);
   // Chunks that this process found wrong or unreadable.
   uint64_t rotten() const { return rotten_.load(std::memory_order_relaxed); }
-  // Writes verified bytes. An error (ResourceExhausted: the budget has no room) leaves the chunk as it was;
-  // the caller has the bytes still. Who tells others that the chunk is present pins it from before until
-  // then.
+  // Writes verified bytes. An error (ResourceExhausted: the budget has no room; also where the disk takes
+  // bytes and does not give them) leaves the chunk as it was; the caller has the bytes still. Who tells
+  // others that the chunk is present pins it from before until then.
   absl::Status Store(uint64_t chunk, absl::Span<const uint8_t> bytes)
       ABSL_LOCKS_EXCLUDED(evict_mutex_, mutex_);
 
@@ -152,6 +152,7 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   std::atomic<bool> may_be_marked_{false};
   std::atomic<bool> trusted_{false};
   std::atomic<uint64_t> rotten_{0};
+  std::atomic<bool> read_failed_{false};  // what is written is read again before it is relied on
   std::atomic<uint64_t> cached_bytes_{0};
   std::atomic<uint64_t> allocated_{0};
   std::vector<Segment> segments_;

@@ -33,15 +33,24 @@ absl::StatusOr<PinnedRange> MakeRange(const Waiter& waiter) {
         "the cache's disk is full and the range too long to be held in memory");
   }
   auto bytes = std::make_shared<std::vector<uint8_t>>(waiter.length);
-  RETURN_IF_ERROR(base::PreadFull(cache.fd(), waiter.offset, absl::MakeSpan(*bytes)));
+  uint64_t at = waiter.offset;  // all before it is there
+  // What lies in memory may be what the file cannot give.
+  const auto read_up_to = [&](uint64_t end) {
+    const uint64_t begin = std::exchange(at, std::max(at, end));
+    return base::PreadFull(cache.fd(), begin,
+                           absl::MakeSpan(*bytes).subspan(begin - waiter.offset, at - begin));
+  };
   for (const auto& [number, chunk_bytes] : waiter.memory) {
     const uint64_t start = waiter.body->index->chunk(number).data_offset;
     const uint64_t from = std::max(start, waiter.offset);
     const uint64_t to = std::min(start + chunk_bytes->size(), waiter.offset + waiter.length);
     if (from >= to) continue;
+    RETURN_IF_ERROR(read_up_to(from));
     std::copy_n(chunk_bytes->begin() + static_cast<ptrdiff_t>(from - start), to - from,
                 bytes->begin() + static_cast<ptrdiff_t>(from - waiter.offset));
+    at = std::max(at, to);
   }
+  RETURN_IF_ERROR(read_up_to(waiter.offset + waiter.length));
   return PinnedRange(std::move(bytes), 0, waiter.length);
 }
 

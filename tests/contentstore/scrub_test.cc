@@ -233,11 +233,17 @@ TEST_F(ScrubTest, ADiskThatCannotBeReadIsAMiss) {
   layer_ = AddIndexed(made_);
   ASSERT_TRUE(Read(*layer_, 0, kChunks * kChunk).ok());
   Reopen(/*well=*/true);
-  base::ScopedFault broken("contentstore.chunk.read", [] { return base::ErrnoStatus(EIO, "read"); });
-  EXPECT_TRUE(
-      Same(Read(*layer_, 0, 4 * kChunk).value_or("unreadable"), DataArea(made_).substr(0, 4 * kChunk)));
+  {
+    base::ScopedFault broken("contentstore.chunk.read", [] { return base::ErrnoStatus(EIO, "read"); });
+    const auto read = StartRead(*layer_, 0, 4 * kChunk);
+    ASSERT_TRUE(read->Await());
+    EXPECT_TRUE(Same(read->bytes(), DataArea(made_).substr(0, 4 * kChunk))) << read->status();
+    EXPECT_TRUE(read->in_memory()) << "it would not give what was stored either";
+  }
   EXPECT_GE(RequestCount(), 1u);
   EXPECT_GE(layer_->stats().rotten_chunks, 4u);
+  EXPECT_TRUE(Read(*layer_, 20 * kChunk, kChunk).ok());
+  EXPECT_TRUE(layer_->TryAcquire(20 * kChunk, kChunk).has_value()) << "the disk works again";
 }
 
 TEST_F(ScrubTest, WhatIsDoubtedIsComparedAndFetchedWhereItCannotBeRead) {
