@@ -1,6 +1,8 @@
 #include "base/json.h"
 
+#include <algorithm>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +12,10 @@ namespace lazyblob::base {
 namespace {
 
 using nlohmann::json;
+
+// Brackets and commas that a document may have; real ones have one for twenty bytes or more.
+constexpr uint64_t kBytesPerPart = 8;
+constexpr uint64_t kLeastParts = 100'000;
 
 // Looks for duplicate keys, of which nlohmann by itself keeps the last. A pass of its own: the parser that
 // has a callback looks through the whole list again after each object in it.
@@ -47,25 +53,29 @@ class DuplicateKeys final : public json::json_sax_t {
   std::string found_;
 };
 
-// Depth of the deepest bracket, counted without recursion: nlohmann builds and destroys values recursively in
-// places.
-bool DeeperThan(absl::string_view text, int max_depth) {
+// "" or why the text is not to be parsed. Counted without recursion: nlohmann builds and destroys values
+// recursively in places, and a value of two bytes takes a hundred in memory.
+std::string TooMuch(absl::string_view text, int max_depth, uint64_t max_parts) {
   int depth = 0;
+  uint64_t parts = 0;
   bool in_string = false;
   for (size_t i = 0; i < text.size(); ++i) {
-    char c = text[i];
+    const char c = text[i];
     if (in_string) {
       if (c == '\\') ++i;
       if (c == '"') in_string = false;
     } else if (c == '"') {
       in_string = true;
     } else if (c == '{' || c == '[') {
-      if (++depth > max_depth) return true;
+      if (++depth > max_depth) return absl::StrCat("nested deeper than ", max_depth);
+      ++parts;
     } else if (c == '}' || c == ']') {
       --depth;
+    } else if (c == ',') {
+      ++parts;
     }
   }
-  return false;
+  return parts > max_parts ? absl::StrCat("more than ", max_parts, " values") : "";
 }
 
 }  // namespace
@@ -75,9 +85,8 @@ absl::StatusOr<json> ParseJson(absl::string_view text, uint64_t max_bytes, int m
     return absl::ResourceExhaustedError(
         absl::StrCat("JSON document of ", text.size(), " bytes, limit is ", max_bytes));
   }
-  if (DeeperThan(text, max_depth)) {
-    return absl::InvalidArgumentError(absl::StrCat("JSON: nested deeper than ", max_depth));
-  }
+  const std::string too_much = TooMuch(text, max_depth, std::max(kLeastParts, max_bytes / kBytesPerPart));
+  if (!too_much.empty()) return absl::InvalidArgumentError(absl::StrCat("JSON: ", too_much));
   DuplicateKeys duplicates;
   try {
     json value = json::parse(text.begin(), text.end());

@@ -1,7 +1,8 @@
 #pragma once
 
-// Strict JSON for documents from outside: one value, no duplicate keys, bounded depth and size, valid UTF-8.
-// nlohmann's exceptions end here. Thread-safe.
+// Strict JSON for documents from outside: one value, no duplicate keys, bounded depth and size, valid UTF-8;
+// at most one bracket or comma for each 8 bytes of the size that is allowed (or 100000), for these cost
+// memory. nlohmann's exceptions end here. Thread-safe.
 
 #include <cstdint>
 #include <optional>

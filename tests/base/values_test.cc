@@ -73,8 +73,17 @@ TEST(Json, IsBounded) {
 TEST(Json, ManyObjectsInAListAreReadAtOnce) {
   std::string text = "[{}";
   while (text.size() < 4'000'000) text += ",{}";
-  EXPECT_EQ(ParseJson(text + "]", 5'000'000)->size(), text.size() / 3);
-  EXPECT_FALSE(ParseJson(text + ",{\"a\":1,\"a\":2}]", 5'000'000).ok());
+  EXPECT_EQ(ParseJson(text + "]", 64 << 20)->size(), text.size() / 3);
+  EXPECT_FALSE(ParseJson(text + ",{\"a\":1,\"a\":2}]", 64 << 20).ok());
+}
+
+TEST(Json, ValuesAreBounded) {
+  std::string text = "[0";
+  for (int i = 0; i < 99'999; ++i) text += ",0";
+  EXPECT_TRUE(ParseJson(text + "]", 800'000).ok());
+  EXPECT_EQ(ParseJson(text + ",0]", 800'000).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(ParseJson(text + ",0]", 1'600'000).ok());
+  EXPECT_TRUE(ParseJson("\"" + std::string(700'000, ',') + "\"", 800'000).ok());
 }
 
 TEST(Json, TypedMembers) {
