@@ -206,6 +206,18 @@ TEST_F(MaintenanceTest, LazySnapshotsNeedTheFilesOfTheirLayer) {
   EXPECT_THAT(Check(true, false), ElementsAre(HasSubstr("snapshot lazy: "), HasSubstr("/index is missing")));
 }
 
+TEST_F(MaintenanceTest, WhatTheDaemonCrashedOverIsToldAndForgotten) {
+  Stop();
+  const std::string path = directory_.File("crashes");
+  ASSERT_TRUE(base::WriteFileAtomically(path, "sha256:a\nregistry.test/app:1\nsha256:a\n").ok());
+  const auto told = ElementsAre(HasSubstr("crashed 1 time over registry.test/app:1"),
+                                HasSubstr("crashed 2 times over sha256:a"));
+  EXPECT_THAT(Check(false, false), told);
+  EXPECT_THAT(Check(true, true), told);
+  EXPECT_NE(access(path.c_str(), F_OK), 0);
+  EXPECT_THAT(Check(true, false), IsEmpty());
+}
+
 TEST_F(MaintenanceTest, ADamagedDatabaseIsToldAndLeftAlone) {
   Active("key");
   Stop();
