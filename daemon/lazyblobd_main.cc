@@ -20,6 +20,7 @@
 #include "base/status.h"
 #include "daemon/config.h"
 #include "daemon/daemon.h"
+#include "daemon/fresh_start.h"
 #include "daemon/privileges.h"
 #include "daemon/state_root.h"
 #include "fuse/keeper.h"
@@ -92,6 +93,22 @@ absl::StatusOr<Config> ReadConfigOfKeeper(const Arguments& arguments, bool goes_
   return ReadConfigOfSuccessor(before);
 }
 
+absl::Status StartFresh(const Arguments& arguments, const Config& config) {
+  if (!arguments.standalone) {
+    RETURN_IF_ERROR(lazyblob::daemon::CheckMountsAreSeen(config.root, config.content.containerd_address));
+  }
+  const auto left = lazyblob::daemon::DetachLeftMounts(config.root);
+  if (!left.ok()) {
+    fprintf(stderr, "lazyblobd: mounts of a keeper that was killed: %s\n",
+            std::string(left.status().message()).c_str());
+  } else if (*left > 0) {
+    fprintf(stderr,
+            "lazyblobd: detached %zu mounts of a keeper that was killed; start their containers again\n",
+            *left);
+  }
+  return absl::OkStatus();
+}
+
 // Replaces this process by the keeper. Returns only on failure.
 absl::Status BecomeKeeper(const Arguments& arguments) {
   if (geteuid() != 0) {
@@ -102,6 +119,7 @@ absl::Status BecomeKeeper(const Arguments& arguments) {
   ASSIGN_OR_RETURN(const Config config, ReadConfigOfKeeper(arguments, goes_on));
   auto lock = lazyblob::daemon::LockStateRoot(config.root, absl::Seconds(10));
   if (!lock.ok()) return lock.status();
+  if (!goes_on) RETURN_IF_ERROR(StartFresh(arguments, config));
   fcntl(lock->get(), F_SETFD, 0);
   std::string self = SelfPath();
   std::string keeper = absl::StrCat(self.substr(0, self.rfind('/')), "/lazyblob-keeper");

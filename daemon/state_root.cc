@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/clock.h"
 #include "base/status.h"
 
 #ifndef XFS_SUPER_MAGIC
@@ -49,10 +50,10 @@ absl::StatusOr<base::UniqueFd> LockStateRoot(const std::string& root, absl::Dura
   RETURN_IF_ERROR(base::MakeDirectories(root));
   RETURN_IF_ERROR(CheckRoot(root));
   ASSIGN_OR_RETURN(base::UniqueFd lock, base::OpenFile(root + "/lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600));
-  const absl::Time give_up = absl::Now() + patience;
+  const absl::Duration give_up = base::SystemClock().Monotonic() + patience;
   while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return base::ErrnoStatus(errno, absl::StrCat("lock ", root));
-    if (absl::Now() >= give_up) {
+    if (base::SystemClock().Monotonic() >= give_up) {
       return absl::FailedPreconditionError(absl::StrCat("state root ", root, ": another daemon uses it"));
     }
     absl::SleepFor(absl::Milliseconds(10));

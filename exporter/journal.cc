@@ -11,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/fault.h"
 #include "base/file.h"
 #include "base/json.h"
@@ -76,10 +77,10 @@ absl::StatusOr<JournalEntry> DecodeEntry(absl::string_view text) {
 
 absl::StatusOr<base::UniqueFd> Lock(const std::string& directory, absl::Duration patience) {
   ASSIGN_OR_RETURN(base::UniqueFd lock, base::OpenFile(directory, O_RDONLY | O_DIRECTORY));
-  const absl::Time give_up = absl::Now() + patience;
+  const absl::Duration give_up = base::SystemClock().Monotonic() + patience;
   while (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return base::ErrnoStatus(errno, absl::StrCat("lock ", directory));
-    if (absl::Now() >= give_up) {
+    if (base::SystemClock().Monotonic() >= give_up) {
       return absl::FailedPreconditionError(absl::StrCat(directory, ": another process uploads with it"));
     }
     absl::SleepFor(absl::Milliseconds(10));

@@ -50,14 +50,16 @@ chmod 0700 "$ROOT_DIR"
 expect 'state root' ok
 serve_stop
 
-# What PrivateMounts= does: containerd sees nothing of what lazyblobd mounts.
-real=$LAZYBLOBD
-printf '#!/bin/sh\nexec unshare --mount --propagation private %s "$@"\n' "$real" > "$SCRATCH/private"
-chmod 0755 "$SCRATCH/private"
-LAZYBLOBD=$SCRATCH/private
+# containerd in a mount namespace of its own sees nothing of what lazyblobd mounts.
 serve_start
-LAZYBLOBD=$real
+containerd_stop
+CTR_RUN=(unshare --mount --propagation private)
+containerd_start doctor lazyblob
+CTR_RUN=()
 expect 'mount propagation' FAIL
-kill -TERM "$SERVE_PID"
-wait_until 30 "lazyblobd does not end" lb_no_daemon "$ROOT_DIR"
+serve_stop
+
+# What PrivateMounts= does to lazyblobd itself.
+lb_refused timeout -k 5 30 unshare --mount --propagation private "$LAZYBLOBD" --config "$LB_CONFIG" || die "it starts where nobody sees its mounts"
+grep -q 'mount namespace of its own.*PrivateMounts=' "$LB_ERR" || die "says: $(cat "$LB_ERR")"
 log passed
