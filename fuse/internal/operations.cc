@@ -1,6 +1,7 @@
 #include "fuse/internal/operations.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -30,8 +31,22 @@ absl::StatusOr<base::UniqueFd> OpenBelow(int mount, const std::string& name, int
   return base::UniqueFd(fd);
 }
 
+// The kernel keeps names for ever, also that of a layer which was removed and made anew since: asked for its
+// attributes it notices, and asks for the name again. An O_PATH open alone does not.
+absl::Status Renew(int mount, const std::string& name) {
+  struct statx st;
+  if (statx(mount, name.c_str(), AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC, STATX_TYPE, &st) == 0) {
+    return absl::OkStatus();
+  }
+  return base::ErrnoStatus(errno, absl::StrCat("look up ", name, " of the FUSE file system"));
+}
+
 absl::StatusOr<base::UniqueFd> OpenData(const LayerMountRequest& request, int fuse_mount, int flags) {
-  if (request.data_path.empty()) return OpenBelow(fuse_mount, BlobName(request.layer), flags);
+  if (request.data_path.empty()) {
+    const std::string name = BlobName(request.layer);
+    RETURN_IF_ERROR(Renew(fuse_mount, name));
+    return OpenBelow(fuse_mount, name, flags);
+  }
   return base::OpenFile(request.data_path, flags | O_NOFOLLOW);
 }
 
@@ -73,8 +88,11 @@ absl::StatusOr<base::UniqueFd> MakeLayer(const LayerMountRequest& request, int f
       return MakeErofs(request, fuse_mount);
     case Mode::kLoop:
       return MakeLoop(request, fuse_mount);
-    case Mode::kFuse:
-      return MakeSubtreeMount(fuse_mount, TreeName(request.layer, request.meta_path));
+    case Mode::kFuse: {
+      const std::string name = TreeName(request.layer, request.meta_path);
+      RETURN_IF_ERROR(Renew(fuse_mount, name));
+      return MakeSubtreeMount(fuse_mount, name);
+    }
   }
   return absl::InvalidArgumentError("unknown mount mode");
 }
