@@ -21,7 +21,7 @@ images=(
   # images and their parts
   debootstrap mmdebstrap erofs-utils libarchive-tools attr zstd pigz xz-utils e2fsprogs libcap2-bin
   # what the scripts use
-  curl jq openssl apache2-utils procps iproute2 iptables psmisc strace xfsprogs
+  curl jq openssl apache2-utils procps iproute2 iptables psmisc strace faketime xfsprogs
 )
 
 declare -A wanted=()
