@@ -12,6 +12,7 @@
 
 #include "absl/strings/string_view.h"
 #include "fuse/internal/keeper_protocol.h"
+#include "fuse/internal/keeper_state.h"
 #include "fuse/internal/operations.h"
 #include "fuse/keeper_client.h"
 
@@ -62,6 +63,11 @@ void Decode(absl::string_view packet) {
   DecodeRequests(body);
   DecodeAnswers(body);
   (void)DecodeOutcome(body);
+  const absl::StatusOr<KeeperState> state = DecodeState(packet);
+  if (!state.ok()) return;
+  const std::string written = EncodeState(*state);
+  const absl::StatusOr<KeeperState> again = DecodeState(written);
+  Require(again.ok() && EncodeState(*again) == written);
 }
 
 // Gives the packets, under the number that the request has; one that is its answer ends its turn. At their
