@@ -26,6 +26,7 @@
 #include "contentstore/internal/shared_task.h"
 #include "contentstore/internal/store_root.h"
 #include "contentstore/internal/unlazy.h"
+#include "contentstore/internal/whole_read.h"
 
 namespace lazyblob::contentstore {
 namespace {
@@ -461,32 +462,22 @@ absl::Status Store::ReadBlobAt(LazyLayer& lazy, registry::ByteRange range, regis
         absl::StrCat("[", range.offset, ", +", range.length, ") is outside blob ", blob.digest.ToString()));
   }
   const bool whole = range.length == blob.size;
-  base::Hasher hasher(blob.digest.algorithm());
-  std::unique_ptr<UnpackedDigest> unpacked;  // a spool has its own
-  if (whole && !spools_.Joinable(layer, context.keep_blob)) unpacked = layer.StartUnpacking(options_.limits);
+  const bool spooled = spools_.Joinable(layer, context.keep_blob);  // and unpacked by that
+  WholeCheck check(layer, whole && !spooled ? layer.StartUnpacking(options_.limits) : nullptr);
   const CredentialsList requesters = {context.credentials};
   RETURN_IF_ERROR(spools_.Stream(
       layer.shared_from_this(), range,
       [&](absl::Span<const uint8_t> bytes) {
-        if (whole) hasher.Update(bytes);
-        if (unpacked != nullptr) unpacked->Feed(bytes);
+        if (whole) check.Feed(bytes);
         return sink(bytes);
       },
       StreamCaller{context.cause, context.deadline, context.cancel, [&] { return requesters; },
                    context.first_source},
       context.keep_blob));
-  if (whole) {
-    const base::Digest found = hasher.Finish();
-    if (found != blob.digest) {
-      return absl::DataLossError(absl::StrCat("blob ", blob.digest.ToString(), ": the bytes of ",
-                                              layer.stats().last_source, " have digest ", found.ToString()));
-    }
-  }
-  if (unpacked != nullptr) {
-    layer.NoteUnpacked(*unpacked, options_.log);
-    WriteNoted(layer);
-  }
-  return absl::OkStatus();
+  if (!whole) return absl::OkStatus();
+  const absl::Status right = check.Finish(options_.log);
+  WriteNoted(layer);
+  return right;
 }
 
 absl::StatusOr<size_t> Store::ReadBlob(LazyLayer& lazy, uint64_t offset, absl::Span<uint8_t> out,

@@ -96,8 +96,7 @@ class ChunkFiller {
 absl::Status ReadOnce(const WholeRead& read, size_t attempt) {
   Layer& layer = *read.layer;
   const oci::Descriptor blob = layer.descriptor();
-  base::Hasher hasher(blob.digest.algorithm());
-  const std::unique_ptr<UnpackedDigest> unpacked = layer.StartUnpacking(read.limits);
+  WholeCheck check(layer, layer.StartUnpacking(read.limits));
   ChunkFiller filler(*layer.body(), read.may_store);
   StreamCaller caller = read.caller;
   caller.first_source = attempt;
@@ -105,8 +104,7 @@ absl::Status ReadOnce(const WholeRead& read, size_t attempt) {
   absl::Status paused;
   const auto sink = [&](absl::Span<const uint8_t> bytes) -> absl::Status {
     at += bytes.size();
-    hasher.Update(bytes);
-    if (unpacked != nullptr) unpacked->Feed(bytes);
+    check.Feed(bytes);
     filler.Feed(bytes);
     read.report(at);
     if (read.pause && at < blob.size) paused = read.pause(/*between_requests=*/false);
@@ -119,16 +117,26 @@ absl::Status ReadOnce(const WholeRead& read, size_t attempt) {
         read.layer, {at, std::min(read.range_bytes, blob.size - at)}, sink, caller, /*keep=*/false);
     if (!absl::IsAborted(paused)) RETURN_IF_ERROR(status);
   }
-  const base::Digest found = hasher.Finish();
-  if (found != blob.digest) {
-    return absl::DataLossError(absl::StrCat("blob ", blob.digest.ToString(), ": the bytes of ",
-                                            layer.stats().last_source, " have digest ", found.ToString()));
-  }
-  if (unpacked != nullptr) layer.NoteUnpacked(*unpacked, read.log);
-  return absl::OkStatus();
+  return check.Finish(read.log);
 }
 
 }  // namespace
+
+void WholeCheck::Feed(absl::Span<const uint8_t> bytes) {
+  hasher_.Update(bytes);
+  if (unpacked_ != nullptr) unpacked_->Feed(bytes);
+}
+
+absl::Status WholeCheck::Finish(const std::function<void(absl::string_view)>& log) {
+  const base::Digest wanted = layer_.descriptor().digest;
+  const base::Digest found = hasher_.Finish();
+  if (found != wanted) {
+    return absl::DataLossError(absl::StrCat("blob ", wanted.ToString(), ": the bytes of ",
+                                            layer_.stats().last_source, " have digest ", found.ToString()));
+  }
+  if (unpacked_ != nullptr) layer_.NoteUnpacked(*unpacked_, log);
+  return absl::OkStatus();
+}
 
 absl::Status ReadWhole(const WholeRead& read) {
   absl::Status status;

@@ -1,7 +1,7 @@
 #pragma once
 
-// One reading of an indexed layer's blob from its start to its end, for what only that can tell: that it has
-// its digest, and what it unpacks to. Chunks that are missing are stored on the way.
+// Reading a blob from its start to its end, for what only that can tell: that it has its digest, and what it
+// unpacks to.
 
 #include <cstdint>
 #include <functional>
@@ -13,6 +13,23 @@
 
 namespace lazyblob::contentstore {
 
+// Of the bytes of one reading. One thread at a time; the layer outlives it.
+class WholeCheck {
+ public:
+  // `unpacked`: of Layer::StartUnpacking; null: the digest alone is looked at.
+  WholeCheck(Layer& layer, std::unique_ptr<UnpackedDigest> unpacked)
+      : layer_(layer), hasher_(layer.descriptor().digest.algorithm()), unpacked_(std::move(unpacked)) {}
+  void Feed(absl::Span<const uint8_t> bytes);
+  // All were fed. DataLoss: the digest is wrong; else the layer is told what they unpack to.
+  absl::Status Finish(const std::function<void(absl::string_view)>& log);
+
+ private:
+  Layer& layer_;
+  base::Hasher hasher_;
+  const std::unique_ptr<UnpackedDigest> unpacked_;
+};
+
+// Of an indexed layer; chunks that are missing are stored on the way.
 struct WholeRead {
   std::shared_ptr<Layer> layer;
   BlobSpools* spools = nullptr;
