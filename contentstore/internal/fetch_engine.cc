@@ -33,24 +33,22 @@ absl::StatusOr<PinnedRange> MakeRange(const Waiter& waiter) {
         "the cache's disk is full and the range too long to be held in memory");
   }
   auto bytes = std::make_shared<std::vector<uint8_t>>(waiter.length);
-  uint64_t at = waiter.offset;  // all before it is there
-  // What lies in memory may be what the file cannot give.
-  const auto read_up_to = [&](uint64_t end) {
-    const uint64_t begin = std::exchange(at, std::max(at, end));
-    return base::PreadFull(cache.fd(), begin,
-                           absl::MakeSpan(*bytes).subspan(begin - waiter.offset, at - begin));
-  };
-  for (const auto& [number, chunk_bytes] : waiter.memory) {
-    const uint64_t start = waiter.body->index->chunk(number).data_offset;
-    const uint64_t from = std::max(start, waiter.offset);
-    const uint64_t to = std::min(start + chunk_bytes->size(), waiter.offset + waiter.length);
+  // Chunk by chunk: the file may not give what is in memory. Bytes of no chunk are zeros.
+  const LayerBody::ChunkRange chunks = waiter.body->Chunks(waiter.offset, waiter.length);
+  for (uint64_t i = chunks.first; i < chunks.end; ++i) {
+    const layer::Chunk chunk = waiter.body->index->chunk(i);
+    const uint64_t from = std::max(chunk.data_offset, waiter.offset);
+    const uint64_t to = std::min(chunk.data_offset + chunk.data_size, waiter.offset + waiter.length);
     if (from >= to) continue;
-    RETURN_IF_ERROR(read_up_to(from));
-    std::copy_n(chunk_bytes->begin() + static_cast<ptrdiff_t>(from - start), to - from,
-                bytes->begin() + static_cast<ptrdiff_t>(from - waiter.offset));
-    at = std::max(at, to);
+    const auto out = absl::MakeSpan(*bytes).subspan(from - waiter.offset, to - from);
+    const auto found = waiter.memory.find(i);
+    if (found == waiter.memory.end()) {
+      RETURN_IF_ERROR(base::PreadFull(cache.fd(), from, out));
+    } else {
+      std::copy_n(found->second->begin() + static_cast<ptrdiff_t>(from - chunk.data_offset), to - from,
+                  out.begin());
+    }
   }
-  RETURN_IF_ERROR(read_up_to(waiter.offset + waiter.length));
   return PinnedRange(std::move(bytes), 0, waiter.length);
 }
 
@@ -287,10 +285,12 @@ void FetchEngine::WatchLoop() {
 
 void FetchEngine::Settle(Outcome outcome) {
   for (const JobPtr& job : outcome.abandoned) job->cancel->Cancel();
-  for (auto& [waiter, status] : outcome.finished) Finish(*waiter, status);
+  for (auto& [waiter, status] : outcome.finished) {
+    if (!Finish(*waiter, status)) Acquire(waiter);
+  }
 }
 
-void FetchEngine::Finish(Waiter& waiter, const absl::Status& status) {
+bool FetchEngine::Finish(Waiter& waiter, const absl::Status& status) {
   waiter.registration.reset();
   auto result = [&]() -> absl::StatusOr<PinnedRange> {
     RETURN_IF_ERROR(status);
@@ -299,9 +299,16 @@ void FetchEngine::Finish(Waiter& waiter, const absl::Status& status) {
       return absl::ResourceExhaustedError("the cache's disk does not take the chunks");
     return PinnedRange();
   }();
+  const bool unreadable = status.ok() && base::HasErrno(result.status());
+  if (unreadable && !std::exchange(waiter.asked_again, true)) {
+    waiter.layer->Doubt(waiter.offset, waiter.length);
+    waiter.memory.clear();
+    return false;
+  }
   if (result.ok() && waiter.wants_range) waiter.layer->NoteServedBytes(waiter.length);
   if (!result.ok() && !absl::IsCancelled(result.status())) waiter.layer->NoteError(result.status());
   std::move(waiter.done)(std::move(result));
+  return true;
 }
 
 }  // namespace lazyblob::contentstore

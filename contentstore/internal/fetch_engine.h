@@ -58,7 +58,8 @@ class FetchEngine final : public JobHost {
   void NoteCancelled(const WaiterPtr& waiter) ABSL_LOCKS_EXCLUDED(mutex_);
   // What must not happen under the mutex: stopping fetches, calling back.
   void Settle(Outcome outcome) ABSL_LOCKS_EXCLUDED(mutex_);
-  static void Finish(Waiter& waiter, const absl::Status& status);
+  // Calls back; or false: it is to be acquired again, once, for what was there cannot be read.
+  static bool Finish(Waiter& waiter, const absl::Status& status);
 
   const FetchEngineOptions options_;
   std::thread watch_thread_;                         // Start and Stop only

@@ -49,6 +49,7 @@ struct Waiter {
   // Used by the one thread that sets it up and, after the waiter has left the table, by the one that finishes
   // it.
   std::optional<base::CancelToken::Registration> registration;
+  bool asked_again = false;  // for a part of it could not be read
 };
 using WaiterPtr = std::shared_ptr<Waiter>;
 
