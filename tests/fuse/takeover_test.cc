@@ -2,6 +2,7 @@
 
 #include <cerrno>
 
+#include "base/fault.h"
 #include "fuse/internal/protocol.h"
 #include "gmock/gmock.h"
 #include "tests/fuse/server_fixture.h"
@@ -71,6 +72,21 @@ TEST_F(TakeoverTest, TheExchangeSurvivesAnyNumberOfTakeovers) {
     EXPECT_EQ(kernel_.Read(node_a_, 1, 0, 4096).error, 0);
   }
   EXPECT_EQ(kernel_.notifications(kNotifyResend), 5u);
+}
+
+// Linux before 6.9.
+TEST_F(TakeoverTest, WhereNothingCanBeSentAgainLostReadsFailAndLaterOnesWork) {
+  StartServer();
+  layer_b_->MakePresent();
+  std::vector<uint64_t> lost;
+  for (uint32_t i = 0; i < 5; ++i) lost.push_back(kernel_.SendRead(node_a_, 1, i * 4096, 4096));
+  ASSERT_TRUE(layer_a_->AwaitWaiting(5));
+  base::ScopedFault old_kernel("fuse.no_resend", [] { return absl::InternalError("old"); });
+  ASSERT_TRUE(TakeOver().ok());
+  EXPECT_EQ(kernel_.notifications(kNotifyResend), 0u);
+  EXPECT_EQ(kernel_.GetAttr(node_a_).error, 0);  // the keeper provokes one
+  for (uint64_t unique : lost) EXPECT_EQ(kernel_.Await(unique).error, EIO);
+  EXPECT_EQ(kernel_.Read(node_b_, 1, 0, 4096).error, 0);
 }
 
 // The second RESEND, when the predecessor is reaped, brings again what this server itself holds.
