@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 namespace lazyblob::daemon {
 namespace {
@@ -71,8 +72,9 @@ std::shared_ptr<LazyLayer> BackgroundFill::Next() {
     std::shared_ptr<LazyLayer> layer = options_.store->Find(digest);
     if (layer != nullptr && Wanted(*layer)) wanted.push_back(std::move(layer));
   }
-  std::stable_sort(wanted.begin(), wanted.end(),
-                   [](const auto& a, const auto& b) { return !Compared(*a) && Compared(*b); });
+  const auto place = [](const LazyLayer& layer) { return std::make_pair(Compared(layer), layer.id()); };
+  std::sort(wanted.begin(), wanted.end(),
+            [&](const auto& a, const auto& b) { return place(*a) < place(*b); });
   const absl::Duration now = options_.clock->Monotonic();
   absl::MutexLock lock(&mutex_);
   if (stopping_) return nullptr;
