@@ -65,14 +65,21 @@ def xattrs_of(path):
     return out
 
 
-def walk(root):
-    """relative path (bytes) -> record. Hard links: 'inode' is the same for names of one file."""
+def walk(root, phantoms=None):
+    """relative path (bytes) -> record. Hard links: 'inode' is the same for names of one file. A list as `phantoms` gets
+    the names that a directory lists and does not have (overlayfs: whiteouts where nothing is merged)."""
     root = os.fsencode(root)
     found, todo = {}, [b""]
     while todo:
         relative = todo.pop()
         path = os.path.join(root, relative) if relative else root
-        st = os.lstat(path)
+        try:
+            st = os.lstat(path)
+        except FileNotFoundError:
+            if phantoms is None:
+                raise
+            phantoms.append(relative)
+            continue
         record = {"type": stat.S_IFMT(st.st_mode), "mode": stat.S_IMODE(st.st_mode), "uid": st.st_uid,
                   "gid": st.st_gid, "mtime": st.st_mtime_ns, "xattrs": xattrs_of(path)}
         if stat.S_ISREG(st.st_mode):
