@@ -87,10 +87,17 @@ good_files() {
   done
 }
 
+# Of a layer that has some: "N reads wait, the oldest for M ms".
+waiting_told() {
+  lb --root "$ROOT_DIR" status --json > "$SCRATCH/status.json"
+  lb_json "$SCRATCH/status.json" '["%d reads wait, the oldest for %d ms" % (l["waiting_reads"], l["oldest_read_ms"])
+    for l in layers if l["waiting_reads"] > 20 and l["oldest_read_ms"] > 0][0]' > "$SCRATCH/waiting"
+}
+
 row_27() {
   fault 27 "$READERS cold readers of $LAYERS layers at once, one layer's registry at 1 kB/s; daemon in a cgroup of $GROUP_MIB MiB" \
     "the daemon stays inside; right bytes, or EIO in time for the slow layer; the others are not delayed"
-  local good=$((LAYERS - 1)) file pid watcher
+  local good=$((LAYERS - 1)) file pid watcher reader
   good_image "$good"
   make_image slow --files $((2 * SLOW_READERS)) --size $SIZE
   local slow_tree=$IMAGE_TREE
@@ -111,7 +118,10 @@ read_deadline = \"${DEADLINE}s\""
   good_files 1 "$good" >> "$SCRATCH/beside.list"
   read_all alone "$SCRATCH/alone.list"
   evil_fault '{"path_contains": "/blobs/", "bytes_per_second": 1000}'
-  read_all beside "$SCRATCH/beside.list"
+  read_all beside "$SCRATCH/beside.list" & reader=$!
+  wait_until 30 "lazyblob status tells no read that waits: $(tail -1 "$LB_LOG")" waiting_told
+  seen "status: $(cat "$SCRATCH/waiting")"
+  wait "$reader"
   touch "$SCRATCH/enough"
   wait "$watcher" || true
   seen "without it: $(outcome_of alone at-good/)"
