@@ -289,7 +289,15 @@ absl::StatusOr<std::shared_ptr<Layer>> Store::MakeLayer(const DescriptorHandler&
 absl::StatusOr<std::shared_ptr<LazyLayer>> Store::AddHandler(const DescriptorHandler& handler) {
   if (handler.descriptor.digest.empty()) return absl::InvalidArgumentError("a layer without a digest");
   absl::MutexLock record_lock(&record_mutex_);
-  if (const std::shared_ptr<Layer> known = FindLayer(handler.descriptor.digest)) {
+  std::shared_ptr<Layer> known = FindLayer(handler.descriptor.digest);
+  if (known != nullptr && access((known->directory() + "/layer.json").c_str(), F_OK) != 0) {
+    // Its files were removed under us: who has it open reads on, others get a new one.
+    absl::MutexLock lock(&mutex_);
+    by_id_.erase(known->id());
+    layers_.erase(handler.descriptor.digest);
+    known = nullptr;
+  }
+  if (known != nullptr) {
     RETURN_IF_ERROR(known->Merge(handler));
     RETURN_IF_ERROR(WriteLayerRecord(known->directory(), known->record()));
     return std::shared_ptr<LazyLayer>(known);

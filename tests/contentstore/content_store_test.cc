@@ -498,6 +498,19 @@ TEST_F(ContentStoreTest, RemoveForgetsALayerThatNobodyHolds) {
   EXPECT_EQ(Add(MakeGzipLayer())->id(), 3);
 }
 
+TEST_F(ContentStoreTest, ALayerWhoseFilesWereRemovedIsMadeAnew) {
+  Open();
+  const support::Layer made = MakeTarLayer(50);
+  const std::shared_ptr<LazyLayer> before = AddIndexed(made);
+  ASSERT_TRUE(base::RemoveTree(options_.root + "/layers").ok());
+  EXPECT_TRUE(Same(Read(*before, 0, kChunk).value_or("unreadable"), DataArea(made).substr(0, kChunk)));
+  const std::shared_ptr<LazyLayer> again = AddIndexed(made);
+  EXPECT_NE(again->id(), before->id());
+  EXPECT_TRUE(Exists(LayerFile(*again, "index")));
+  EXPECT_TRUE(Same(Whole(*again), DataArea(made)));
+  EXPECT_TRUE(Same(Whole(*before), DataArea(made)));
+}
+
 TEST_F(ContentStoreTest, ReadBlobAtGivesTheOriginalBytes) {
   Open();
   const support::Layer made = MakeGzipLayer();
