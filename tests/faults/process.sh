@@ -201,7 +201,7 @@ row_31() {
   [ -e "$library" ] || die "no libfaketime: run deploy/install-deps.sh"
   clock 0
   serve_configure served '[fuse]
-read_deadline = "10s"'
+read_deadline = "20s"'
   LD_PRELOAD=$library FAKETIME_TIMESTAMP_FILE=$SCRATCH/time FAKETIME_NO_CACHE=1 DONT_FAKE_MONOTONIC=1 serve_start
   image_mounted --layers 5 --files 1 --size 100000
   evil POST auth '{"kind": "bearer", "token_ttl_ms": 60000}' > /dev/null
@@ -212,12 +212,11 @@ read_deadline = "10s"'
     (oracle "$IMAGE_TREE" "$DIR" --errno none "f0$number-00" || echo "$ORACLE" > "$SCRATCH/waited") & waiting=$!
     wait_until 30 "no request is held" evil_holds
     clock "$jump"
+    wait_until 30 "the daemon's clock does not jump" daemons_year_is "$(date -d "@$(($(date +%s) + jump))" +%Y)"
+    years+=" $YEAR"
     evil POST gates/held/open > /dev/null
     wait "$waiting"
     [ ! -e "$SCRATCH/waited" ] || wrong "a read that waited at a jump to $jump: $(cat "$SCRATCH/waited")"
-    snapshots prepare "key$jump" > /dev/null && snapshots commit "name$jump" "key$jump" || wrong "snapshots at $jump"
-    years+=" $(snapshots info "name$jump" | sed -n 's/.*"Created": "\([0-9]*\).*/\1/p')"
-    snapshots rm "name$jump" || wrong "snapshots at $jump"
     evil_clear
     number=$((number + 1))
   done
@@ -234,7 +233,11 @@ read_deadline = "10s"'
   evil POST revoke_tokens > /dev/null
   oracle "$IMAGE_TREE" "$DIR" --errno none f00-00 f01-00 f02-00 f04-00 || wrong "afterwards: $ORACLE"
   seen "$ORACLE; $(evil_count '"/token" in r["path"]') tokens; snapshots of the years$years"
-  [ "$(tr ' ' '\n' <<< "$years" | sort -u | grep -c .)" = 3 ] || wrong "the clock did not jump"
+}
+daemons_year_is() {
+  snapshots prepare clock || return 1
+  YEAR=$(snapshots info clock | sed -n 's/.*"Created": "\([0-9]*\).*/\1/p')
+  snapshots rm clock && [ "$YEAR" = "$1" ]
 }
 evil_holds() { [ "$(evil GET gates/held | "$PYTHON" -c 'import json,sys; print(json.load(sys.stdin)["waiting"])')" -gt 0 ]; }
 
