@@ -26,6 +26,10 @@ std::string KeyOf(const PlaceRequest& request, bool again) {
   return RepositoryKey(request.repository, blob->digest.ToString(), again);
 }
 
+bool IsRefusal(const absl::Status& status) {
+  return absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status);
+}
+
 void SleepUnlessCancelled(absl::Duration duration, base::CancelToken* cancel) {
   absl::Mutex mutex;
   const base::CancelToken::Registration wake = cancel->OnCancel([&] { const absl::MutexLock lock(&mutex); });
@@ -83,17 +87,24 @@ absl::StatusOr<PlacementState> PlacerImpl::PlaceAgain(const PlaceRequest& reques
 
 absl::StatusOr<PlacementState> PlacerImpl::Run(const PlaceRequest& request, bool again) {
   Reap();
-  const JobPtr job = Join(request, again);
-  job->AddWatcher(&request);
-  absl::StatusOr<PlacementState> result = Await(request, job);
-  job->RemoveWatcher(&request);
+  absl::StatusOr<PlacementState> result;
+  JobPtr job;
+  for (bool over = false; !over;) {
+    bool began = false;
+    job = Join(request, again, &began);
+    job->AddWatcher(&request);
+    result = Await(request, job);
+    // Joined while it failed with what others may not do: nobody has asked this request's credentials yet.
+    over = began || !IsRefusal(result.status()) || job->HasAsked(&request);
+    job->RemoveWatcher(&request);
+  }
   if (request.progress != nullptr) {
     request.progress(job->Progress(result.ok() ? *result : PlacementState::kFailed));
   }
   return result;
 }
 
-PlacerImpl::JobPtr PlacerImpl::Join(const PlaceRequest& request, bool again) {
+PlacerImpl::JobPtr PlacerImpl::Join(const PlaceRequest& request, bool again, bool* began) {
   const absl::MutexLock lock(&mutex_);
   // A placement that began while the blob was being made may not have noticed yet that it is.
   const std::string key = KeyOf(request, again);
@@ -103,6 +114,7 @@ PlacerImpl::JobPtr PlacerImpl::Join(const PlaceRequest& request, bool again) {
     ++found->second->waiters;
     return found->second;
   }
+  *began = true;
   auto job = std::make_shared<PlaceJob>(&parts_, request, again);
   job->key = key;
   job->waiters = 1;

@@ -43,6 +43,12 @@ bool WaitingCredentials::Advance() {
   return false;
 }
 
+bool WaitingCredentials::HasAsked(const void* waiter) const {
+  const absl::MutexLock lock(&mutex_);
+  const auto one = std::find_if(ones_.begin(), ones_.end(), [&](const One& o) { return o.waiter == waiter; });
+  return one == ones_.end() || one->refused;
+}
+
 absl::StatusOr<std::optional<registry::Credentials>> WaitingCredentials::Lookup(
     absl::string_view host) const {
   return LookupFor(host, "");

@@ -29,6 +29,8 @@ class WaitingCredentials final : public registry::CredentialsProvider {
   void Remove(const void* waiter) ABSL_LOCKS_EXCLUDED(mutex_);
   // What the present one has is refused: false when nobody is left who has not been asked.
   bool Advance() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Whether what the waiter has was refused, or it has nothing of its own to be asked for.
+  bool HasAsked(const void* waiter) const ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::optional<registry::Credentials>> Lookup(absl::string_view host) const override;
   absl::StatusOr<std::optional<registry::Credentials>> LookupFor(absl::string_view host,
                                                                  absl::string_view repository) const override
@@ -67,6 +69,8 @@ class PlaceJob {
   // Who wants to hear of it.
   void AddWatcher(const PlaceRequest* request) ABSL_LOCKS_EXCLUDED(watch_mutex_);
   void RemoveWatcher(const PlaceRequest* request) ABSL_LOCKS_EXCLUDED(watch_mutex_);
+  // Of one who watches: see WaitingCredentials.
+  bool HasAsked(const PlaceRequest* request) const { return waiting_credentials_->HasAsked(request); }
   PlacementProgress Progress(PlacementState state) const { return {state, sent_, *read_}; }
 
   // Guarded by the mutex of the placer, which this class cannot name.

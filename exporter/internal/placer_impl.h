@@ -37,7 +37,8 @@ class PlacerImpl final : public Placer {
   using JobPtr = std::shared_ptr<PlaceJob>;  // of its thread, of those who wait, of the table
 
   absl::StatusOr<PlacementState> Run(const PlaceRequest& request, bool again) ABSL_LOCKS_EXCLUDED(mutex_);
-  JobPtr Join(const PlaceRequest& request, bool again) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Began: there was none to join.
+  JobPtr Join(const PlaceRequest& request, bool again, bool* began) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<PlacementState> Await(const PlaceRequest& request, const JobPtr& job)
       ABSL_LOCKS_EXCLUDED(mutex_);
   void BecomeKnown(PlaceJob* job, const base::Digest& digest) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -294,6 +294,28 @@ TEST_F(PlacerTest, B11_CredentialsAreThoseOfWhoeverWaitsNow) {
   EXPECT_EQ(std::count(seen.begin(), seen.end(), "creator"), 0);
 }
 
+TEST_F(PlacerTest, B11_WhoJoinsAPlacementThatIsBeingRefusedIsAskedToo) {
+  Gate gate;
+  std::atomic<bool> refuse = true;
+  registries.before = [&](const FakeStep& step) -> absl::Status {
+    // The session ends when all who wait have been asked.
+    if (step.operation == "cancel") gate.Pass();
+    return step.operation == "put" && refuse.exchange(false) ? FakeRegistries::Refused(403, "revoked")
+                                                             : absl::OkStatus();
+  };
+  const auto blob = NewBlob(5'000);
+  PlaceRequest first = Request(blob, app);
+  first.credentials = std::make_shared<NamedCredentials>("revoked");
+  PlaceRequest second = Request(blob, app);
+  second.credentials = std::make_shared<NamedCredentials>("good");
+  auto refused = AsyncJoined(first);
+  ASSERT_TRUE(gate.AwaitWaiting(1));
+  auto placed = AsyncJoined(second);
+  gate.Open();
+  EXPECT_TRUE(absl::IsPermissionDenied(refused.get().status()));
+  EXPECT_PLACED(placed.get(), PlacementState::kUploaded);
+}
+
 TEST_F(PlacerTest, B12_EveryPlacementEndsInExactlyOneFinalState) {
   std::vector<PlacementProgress> seen;
   PlaceRequest request = Request(NewBlob(50'000), app);
