@@ -38,7 +38,7 @@ absl::StatusOr<KeeperOptions> ParseKeeperArguments(const std::vector<std::string
   return options;
 }
 
-bool KeeperGoesOn() { return internal::ListenDescriptorsHaveState(); }
+bool KeeperGoesOn() { return internal::CheckListenDescriptors().ok(); }
 
 int RunKeeper(const KeeperOptions& options) {
   return options.check_state ? internal::CheckState(options) : internal::KeeperLoop(options).Run();

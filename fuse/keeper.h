@@ -33,8 +33,9 @@ struct KeeperOptions {
 // the program's name.
 absl::StatusOr<KeeperOptions> ParseKeeperArguments(const std::vector<std::string>& words);
 
-// Whether the service manager has given this process what a keeper that died has left with it. RunKeeper,
-// perhaps of a program that this process executes, goes on with that.
+// Whether the service manager has given this process what a keeper that died has left with it, and it can be
+// used: then RunKeeper goes on with it, also that of a program of the same release that this process
+// executes. Else RunKeeper starts afresh.
 bool KeeperGoesOn();
 
 // Runs until the daemon has said Shutdown and is gone, or cannot be started while nothing is mounted; then

@@ -36,6 +36,9 @@ void Say(const std::string& line);  // to whoever reads the log
 // For RunKeeper with --check-state.
 int CheckState(const KeeperOptions& options);
 
+// OK: a keeper in this process could go on with what the service manager has kept.
+absl::Status CheckListenDescriptors();
+
 class KeeperLoop {
  public:
   explicit KeeperLoop(const KeeperOptions& options);

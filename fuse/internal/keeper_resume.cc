@@ -70,6 +70,13 @@ int CheckState(const KeeperOptions& options) {
   return 1;
 }
 
+absl::Status CheckListenDescriptors() {
+  HeldDescriptors held = CopyListenDescriptors();
+  StateFile file(Take(&held, kStateName));
+  if (file.fd() < 0) return absl::NotFoundError("nothing was kept");
+  return ReadState(&file, held).status();
+}
+
 absl::Status KeeperLoop::BeginState() {
   HeldDescriptors held = TakeListenDescriptors();
   same_process_ = !options_.held.empty();

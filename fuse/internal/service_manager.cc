@@ -6,7 +6,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdlib>
@@ -31,13 +30,21 @@ std::string Variable(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-std::string TakeVariable(const char* name) {
-  std::string text = Variable(name);
-  unsetenv(name);
-  return text;
+// Names and numbers of what the service manager hands to this process.
+std::vector<std::pair<std::string, int>> Passed() {
+  int number = 0;
+  if (Variable("LISTEN_PID") != absl::StrCat(getpid()) ||
+      !absl::SimpleAtoi(Variable("LISTEN_FDS"), &number) || number < 1 || number > kMaxPassed) {
+    return {};
+  }
+  const std::vector<std::string> names = absl::StrSplit(Variable("LISTEN_FDNAMES"), ':');
+  std::vector<std::pair<std::string, int>> passed;
+  for (int i = 0; i < number; ++i) {
+    const auto index = static_cast<size_t>(i);
+    passed.emplace_back(index < names.size() ? names[index] : absl::StrCat("unknown-", i), kFirstPassed + i);
+  }
+  return passed;
 }
-
-std::vector<std::string> Names(const std::string& variable) { return absl::StrSplit(variable, ':'); }
 
 }  // namespace
 
@@ -87,26 +94,20 @@ absl::Status ServiceManager::Send(absl::string_view message, int fd) {
   return absl::OkStatus();
 }
 
-bool ListenDescriptorsHaveState() {
-  const std::vector<std::string> names = Names(Variable("LISTEN_FDNAMES"));
-  return Variable("LISTEN_PID") == absl::StrCat(getpid()) &&
-         std::find(names.begin(), names.end(), kStateName) != names.end();
+HeldDescriptors TakeListenDescriptors() {
+  HeldDescriptors held;
+  for (const auto& [name, fd] : Passed()) {
+    if (fcntl(fd, F_SETFD, FD_CLOEXEC) == 0) held[name] = base::UniqueFd(fd);
+  }
+  for (const char* name : {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}) unsetenv(name);
+  return held;
 }
 
-HeldDescriptors TakeListenDescriptors() {
-  const std::string pid = TakeVariable("LISTEN_PID");
-  const std::string count = TakeVariable("LISTEN_FDS");
-  const std::string names = TakeVariable("LISTEN_FDNAMES");
+HeldDescriptors CopyListenDescriptors() {
   HeldDescriptors held;
-  int number = 0;
-  if (pid != absl::StrCat(getpid()) || !absl::SimpleAtoi(count, &number) || number < 1 || number > kMaxPassed)
-    return held;
-  const std::vector<std::string> name = Names(names);
-  for (int i = 0; i < number; ++i) {
-    const int fd = kFirstPassed + i;
-    if (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0) continue;
-    const auto index = static_cast<size_t>(i);
-    held[index < name.size() ? name[index] : absl::StrCat("unknown-", i)] = base::UniqueFd(fd);
+  for (const auto& [name, fd] : Passed()) {
+    base::UniqueFd copy(fcntl(fd, F_DUPFD_CLOEXEC, kFirstPassed));
+    if (copy.valid()) held[name] = std::move(copy);
   }
   return held;
 }

@@ -35,12 +35,11 @@ class ServiceManager {
 
 inline constexpr char kStateName[] = "state";  // the one that says what the others are
 
-// Whether there is one of that name, without taking any.
-bool ListenDescriptorsHaveState();
-
 // What the service manager hands to this process ($LISTEN_FDS); the variables go. The descriptors get
 // FD_CLOEXEC. Where two have one name, the last one counts. Empty when it hands nothing.
 HeldDescriptors TakeListenDescriptors();
+// Duplicates of those; they and the variables stay.
+HeldDescriptors CopyListenDescriptors();
 
 // "name:7,other:8", as --held has it.
 std::string HeldWord(const std::map<std::string, int>& held);

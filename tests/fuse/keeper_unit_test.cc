@@ -199,6 +199,42 @@ TEST(HeldWord, NamesDescriptorsThatAreOpen) {
   }
 }
 
+// What KeeperGoesOn says in a process that is given `state` (empty: a file that nobody has written) and
+// `others`.
+bool GoesOnWith(const std::string& state, const std::vector<std::string>& others) {
+  const pid_t child = fork();
+  if (child == 0) {
+    auto file = internal::StateFile::Create();
+    if (!file.ok() || (!state.empty() && !file->Write(state).ok())) _exit(2);
+    const int kept = fcntl(file->fd(), F_DUPFD, 100);
+    std::string names = "state";
+    dup2(kept, 3);
+    for (size_t i = 0; i < others.size(); ++i) {
+      absl::StrAppend(&names, ":", others[i]);
+      dup2(kept, 4 + static_cast<int>(i));
+    }
+    setenv("LISTEN_PID", absl::StrCat(getpid()).c_str(), 1);
+    setenv("LISTEN_FDS", absl::StrCat(1 + others.size()).c_str(), 1);
+    setenv("LISTEN_FDNAMES", names.c_str(), 1);
+    const bool goes_on = KeeperGoesOn();
+    _exit(KeeperGoesOn() == goes_on && goes_on ? 0 : 1);  // asked again: nothing was taken
+  }
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) < 2) << status;
+  return status == 0;
+}
+
+TEST(KeeperStart, GoesOnOnlyWithWhatCanBeUsed) {
+  const internal::KeeperState state = SomeState();
+  const std::string bytes = internal::EncodeState(state);
+  EXPECT_TRUE(GoesOnWith(bytes, {state.device, state.mount}));
+  EXPECT_FALSE(GoesOnWith(bytes, {state.device})) << "the mount was not kept";
+  EXPECT_FALSE(GoesOnWith(bytes.substr(0, bytes.size() - 1), {state.device, state.mount}));
+  EXPECT_FALSE(GoesOnWith("", {state.device, state.mount}));
+  EXPECT_FALSE(KeeperGoesOn()) << "nothing was kept";
+}
+
 TEST(StateFileSystem, OnlyWhereErofsImagesCanBeMountedFrom) {
   absl::Status status = internal::CheckStateFileSystem("/proc");
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
