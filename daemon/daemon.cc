@@ -437,7 +437,8 @@ class Daemon {
 // itself.
 class StopSignals {
  public:
-  StopSignals() {
+  // `keeper_fd`: the socket that the keeper has made.
+  explicit StopSignals(int keeper_fd) : keeper_(fuse::KeeperProcess(keeper_fd)) {
     sigemptyset(&set_);
     for (int signal : {SIGTERM, SIGINT, SIGHUP, SIGUSR1}) sigaddset(&set_, signal);
     pthread_sigmask(SIG_BLOCK, &set_, nullptr);
@@ -462,7 +463,7 @@ class StopSignals {
   }
 
  private:
-  const pid_t keeper_ = getppid();
+  const pid_t keeper_;
   sigset_t set_;
   std::atomic<bool> hand_over_{false};
   std::thread thread_;
@@ -474,7 +475,7 @@ absl::Status RunDaemon(const DaemonOptions& options) {
   prctl(PR_SET_DUMPABLE, 0);           // credentials are in memory: no core files, no other process looks in
   mallopt(M_ARENA_MAX, 2);             // many threads, few of them busy: arenas cost more than they save
   mallopt(M_MMAP_THRESHOLD, 1 << 20);  // pieces of blobs go back to the kernel, whatever was freed before
-  StopSignals signals;
+  StopSignals signals(options.keeper_fd);
   Daemon daemon(options);
   absl::Status status = daemon.Start();
   if (status.ok()) {

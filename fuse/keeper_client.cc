@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <thread>
@@ -25,6 +26,13 @@ namespace {
 absl::Status Gone() { return absl::UnavailableError("the keeper is gone; start lazyblobd again"); }
 
 }  // namespace
+
+pid_t KeeperProcess(int socket) {
+  ucred maker{};
+  socklen_t size = sizeof maker;
+  const bool told = getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &maker, &size) == 0;
+  return told ? maker.pid : getppid();
+}
 
 class KeeperClient::Impl {
  public:

@@ -3,6 +3,8 @@
 // lazyblobd's side of the keeper: a SOCK_SEQPACKET socket it inherits. docs/KEEPER_PROTOCOL.md fixes the
 // messages. Thread-safe; calls are matched to answers by number, several may be outstanding.
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -15,6 +17,9 @@
 #include "fuse/server.h"
 
 namespace lazyblob::fuse {
+
+// The process that has made the inherited socket, even if it is dead. While it lives it is the parent.
+pid_t KeeperProcess(int socket);
 
 class KeeperClient final : public Mounter {
  public:

@@ -3,7 +3,9 @@
 #include "fuse/keeper_client.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <thread>
@@ -174,6 +176,32 @@ TEST(KeeperClient, ProgramsTheDaemonStartsDoNotInheritTheSocket) {
   auto client = KeeperClient::Connect(base::UniqueFd(ends[1]));
   ASSERT_TRUE(client.ok()) << client.status();
   EXPECT_NE(fcntl(ends[1], F_GETFD) & FD_CLOEXEC, 0);
+}
+
+TEST(KeeperClient, AKeeperThatIsDeadIsStillKnownFromItsSocket) {
+  int told[2];
+  ASSERT_EQ(pipe2(told, O_CLOEXEC), 0);
+  const pid_t keeper = fork();
+  if (keeper == 0) {
+    int ends[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends) != 0) _exit(1);
+    const pid_t dead = getpid();
+    if (fork() != 0) _exit(0);
+    close(ends[0]);
+    char end;
+    if (recv(ends[1], &end, 1, 0) != 0) _exit(1);  // the keeper has closed its end by dying
+    while (getppid() == dead) sched_yield();
+    const pid_t found[] = {KeeperProcess(ends[1]), getppid()};
+    _exit(write(told[1], found, sizeof found) == sizeof found ? 0 : 1);
+  }
+  ASSERT_GT(keeper, 0);
+  close(told[1]);
+  pid_t found[2] = {};
+  EXPECT_EQ(read(told[0], found, sizeof found), static_cast<ssize_t>(sizeof found));
+  EXPECT_EQ(found[0], keeper);
+  EXPECT_NE(found[1], keeper);
+  close(told[0]);
+  EXPECT_EQ(waitpid(keeper, nullptr, 0), keeper);
 }
 
 TEST(KeeperClient, OnlyPacketSocketsAreKeepers) {
