@@ -26,6 +26,8 @@ absl::Status SharedTask::Wait(uint64_t ticket, const FetchContext& context, cons
       changed_.SignalAll();
     }));
   }
+  // What is under way in the background may stand still for long, and shall end when it is not wanted.
+  const bool always = context.cause == FetchCause::kBackground;
   absl::Status result;
   uint64_t told = 0;
   bool last = false;
@@ -51,7 +53,7 @@ absl::Status SharedTask::Wait(uint64_t ticket, const FetchContext& context, cons
       if (received_ == told) changed_.WaitWithTimeout(&mutex_, kLookInterval);
       received = received_;
     }
-    if (progress && received != told) progress(received);
+    if (progress && (always || received != told)) progress(received);
     told = received;
   }
   if (last) cancel_->Cancel();

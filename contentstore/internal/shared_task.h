@@ -25,7 +25,7 @@ class SharedTask {
   // Enters a caller; false when the task is over or given up: then another one is needed. Followed by Wait.
   bool Join(const FetchContext& context, uint64_t* ticket) ABSL_LOCKS_EXCLUDED(mutex_);
   // Blocks until the task is finished or this caller's patience is; calls `progress` on this thread
-  // meanwhile.
+  // meanwhile, when there is some; for FetchCause::kBackground also while there is none.
   absl::Status Wait(uint64_t ticket, const FetchContext& context, const Progress& progress)
       ABSL_LOCKS_EXCLUDED(mutex_);
 

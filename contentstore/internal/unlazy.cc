@@ -79,22 +79,33 @@ class Unlazier {
         range_bytes_(background ? std::min(parts.range_bytes, kBackgroundRangeBytes) : parts.range_bytes) {}
 
   absl::Status Run() {
-    const std::shared_ptr<const void> pin = body_.cache->PinWhole();
-    const uint64_t missing =
-        body_.index->info().data_size - std::min(body_.index->info().data_size, body_.cache->cached_bytes());
-    RETURN_IF_ERROR(CheckRoom(missing));
+    // Not in the background: who has to wait for readers may not keep room from them meanwhile.
+    std::shared_ptr<const void> pin = background_ ? nullptr : body_.cache->PinWhole();
+    RETURN_IF_ERROR(CheckRoom(Missing()));
     if (layer_->Unverified()) {
       RETURN_IF_ERROR(ReadAll());
       if (layer_->state() == LayerState::kQuarantined) return layer_->QuarantineError();
     }
     RETURN_IF_ERROR(FetchMissing());
     task_.Report(layer_->descriptor().size);
+    if (background_) {
+      pin = body_.cache->PinWhole();
+      const uint64_t chunks = body_.index->chunk_count();
+      if (body_.cache->FindNotPresent(0, chunks) < chunks) {
+        return absl::ResourceExhaustedError(absl::StrCat(Name(), ": others took the room meanwhile"));
+      }
+    }
     return base::Annotate(body_.cache->MarkComplete(), Name());
   }
 
  private:
   std::string Name() const { return absl::StrCat("layer ", layer_->descriptor().digest.ToString()); }
   absl::Status Cancelled() const { return absl::CancelledError("nobody waits for the layer any more"); }
+
+  uint64_t Missing() const {
+    const uint64_t size = body_.index->info().data_size;
+    return size - std::min(size, body_.cache->cached_bytes());
+  }
 
   absl::Status CheckRoom(uint64_t bytes) const {
     if (!background_ || parts_.budget->Fits(bytes)) return absl::OkStatus();
@@ -154,8 +165,8 @@ class Unlazier {
     for (uint64_t first = body_.cache->FindNotPresent(0, chunks); first < chunks && going;) {
       const uint64_t end = EndOfRange(body_, first, range_bytes_);
       WaiterPtr waiter = MakeWaiter(first, end, pending);
-      paused = CheckRoom(waiter->length);
-      if (paused.ok()) paused = Pause(/*between_requests=*/true);
+      paused = Pause(/*between_requests=*/true);
+      if (paused.ok()) paused = CheckRoom(Missing());
       if (!paused.ok()) break;
       going = pending->Enter(background_ ? 1 : kWindow);
       if (going) parts_.engine->Acquire(std::move(waiter));

@@ -222,6 +222,40 @@ TEST_F(DiffIdTest, TheBackgroundEvictsNothing) {
   EXPECT_EQ(layer->state(), LayerState::kLazy);
 }
 
+TEST_F(DiffIdTest, WhatTheBackgroundHasBroughtGivesWayWhileItWaits) {
+  options_.max_cache_bytes = 256 * kChunk;
+  Open();
+  const auto busy = std::make_shared<GatedBlobSource>("test:busy", &clock_);
+  const support::Layer slow = MakeTarLayer(4, 9);
+  busy->PutBlob(slow.blob);
+  DescriptorHandler handler;
+  handler.descriptor = slow.descriptor;
+  handler.diff_id = slow.diff_id;
+  handler.sources = {busy};
+  auto hanging = store_->AddHandler(handler);
+  ASSERT_TRUE(hanging.ok()) << hanging.status();
+  ASSERT_TRUE(store_->EnsureIndexed(**hanging, false, {}, {}).ok());
+  std::shared_ptr<LazyLayer> filled = AddIndexed(MakeTarLayer(200, 7));
+  std::shared_ptr<LazyLayer> wanted = AddIndexed(MakeTarLayer(230, 8));
+  busy->Hold();
+  source_->Hold();
+  absl::Status status;
+  std::thread fill([&] { status = store_->Unlazy(*filled, Background(), {}); });
+  EXPECT_TRUE(source_->AwaitHeld(1));
+  std::shared_ptr<PendingRead> reader = StartRead(**hanging, 0, kChunk);
+  EXPECT_TRUE(busy->AwaitHeld(1));
+  source_->Release();
+  EXPECT_TRUE(Eventually([&] { return filled->stats().cached_bytes >= 60 * kChunk; }));
+  const absl::StatusOr<std::string> read = Read(*wanted, 0, wanted->data_size());
+  EXPECT_TRUE(read.ok()) << read.status();
+  EXPECT_GT(wanted->stats().cached_bytes, 229 * kChunk);
+  busy->Release();
+  EXPECT_TRUE(reader->Await());
+  fill.join();
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_GT(wanted->stats().cached_bytes, 229 * kChunk);
+}
+
 TEST_F(DiffIdTest, WhoWantsTheLayerNowDoesNotWaitForTheBackground) {
   Open();
   std::shared_ptr<LazyLayer> layer = AddIndexed(made_.layer);

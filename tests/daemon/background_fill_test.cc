@@ -30,6 +30,10 @@ class BackgroundFillTest : public contentstore::StoreTest {
     absl::MutexLock lock(&mutex_);
     mounted_.insert(layer.descriptor().digest);
   }
+  void Unmount(const LazyLayer& layer) {
+    absl::MutexLock lock(&mutex_);
+    mounted_.erase(layer.descriptor().digest);
+  }
   static base::Digest DigestOf(const LazyLayer& layer) { return layer.descriptor().digest; }
 
   const Estargz made_ = contentstore::MakeEstargz({support::RandomBytes(100'000, 1)}, 64 << 10);
@@ -90,6 +94,34 @@ TEST_F(BackgroundFillTest, EndsWhatIsUnderWay) {
   fill.reset();
   EXPECT_EQ(layer->state(), LayerState::kLazy);
   source_->Release();
+}
+
+TEST_F(BackgroundFillTest, ALayerThatIsUnmountedIsLetGoAlthoughNothingArrives) {
+  Open();
+  std::shared_ptr<LazyLayer> layer = AddIndexed(MakeTarLayer(50, 1));
+  source_->Hold();
+  Mount(*layer);
+  const auto fill = Start();
+  ASSERT_TRUE(source_->AwaitHeld(1));
+  Unmount(*layer);
+  EXPECT_TRUE(Eventually([&] { return fill->StateOf(DigestOf(*layer)).empty(); }));
+  EXPECT_TRUE(Eventually([&] { return source_->held() == 0; }));
+  const base::Digest digest = DigestOf(*layer);
+  layer.reset();
+  EXPECT_TRUE(Eventually([&] { return store_->Remove(digest).ok(); }));
+  source_->Release();
+}
+
+TEST_F(BackgroundFillTest, WhatCannotBeComparedIsNotReadAgainAtOnce) {
+  options_.limits.max_ratio = 1;
+  Open();
+  const Estargz zeros = contentstore::MakeEstargz({std::string(68 << 20, '\0')}, 17 << 20);
+  std::shared_ptr<LazyLayer> layer = AddIndexed(zeros.layer);
+  Mount(*layer);
+  const auto fill = Start();
+  EXPECT_TRUE(Eventually([&] { return fill->StateOf(DigestOf(*layer)) == "failed"; }));
+  EXPECT_EQ(layer->state(), LayerState::kComplete);
+  EXPECT_EQ(layer->diff_id_check(), DiffIdCheck::kClaimed);
 }
 
 TEST_F(BackgroundFillTest, AQuarantinedLayerIsLeftAlone) {
