@@ -424,13 +424,13 @@ absl::Status Store::Unlazy(LazyLayer& lazy, const FetchContext& context, const P
       layer, *layer_threads_, fill ? &LayerTasks::fill : &LayerTasks::unlazy, context, progress,
       [this, fill](const std::shared_ptr<Layer>& one, SharedTask& task) -> absl::Status {
         if (one->CompleteAndCompared()) return absl::OkStatus();
+        RETURN_IF_ERROR(one->refused());
+        const Parsing parsing(*one);
         if (one->body()->random_access) {
           const absl::Status status = UnlazyLayer(unlazy_parts_, one, fill, task);
           WriteNoted(*one);
           return status;
         }
-        RETURN_IF_ERROR(one->refused());
-        const Parsing parsing(*one);
         const absl::Status status = LayerBuilder(builder_options_, *one, task).BuildData();
         const absl::Status written = WriteRecord(*one);
         if (!status.ok()) return status;

@@ -104,7 +104,8 @@ void BackgroundFill::Fill(const std::shared_ptr<LazyLayer>& layer) {
   absl::MutexLock lock(&mutex_);
   running_ = base::Digest();
   cancel_ = nullptr;
-  if (status.ok() || layer->state() == LayerState::kQuarantined) {
+  // One that is still wanted could not be compared, or does not stay whole.
+  if (!Wanted(*layer) && (status.ok() || layer->state() == LayerState::kQuarantined)) {
     troubles_.erase(digest);
     return;
   }

@@ -121,6 +121,10 @@ absl::Status ImageLayers::CompareDiffId(const ResolvedImage& image, size_t i, bo
   const absl::Status read = parts_.store->Unlazy(*layer, context, progress);
   // A full cache keeps nobody from comparing.
   if (layer->diff_id_check() != contentstore::DiffIdCheck::kVerified) RETURN_IF_ERROR(read);
+  if (MustCompare(*layer, always)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("what it unpacks to cannot be compared with its diffID: ", layer->stats().last_error));
+  }
   return Add(image, i).status();
 }
 

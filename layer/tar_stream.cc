@@ -11,6 +11,7 @@ namespace lazyblob::layer {
 namespace {
 
 constexpr uint64_t kNoCheckpoints = uint64_t{1} << 40;
+static_assert(StreamDecoder::kMostZstdWindow == internal::kMaxZstdWindow);
 
 }  // namespace
 
@@ -34,20 +35,24 @@ uint64_t TarFollower::entries_end() const { return impl_->reader.entries_end(); 
 
 class StreamDecoder::Impl {
  public:
-  explicit Impl(oci::Compression compression) {
+  Impl(oci::Compression compression, uint64_t max_zstd_window) {
     if (compression == oci::Compression::kGzip) gzip.emplace(kNoCheckpoints);
-    if (compression == oci::Compression::kZstd) zstd.emplace(internal::kMaxZstdWindow);
+    if (compression == oci::Compression::kZstd) zstd.emplace(max_zstd_window);
   }
   std::optional<internal::GzipDecoder> gzip;
   std::optional<internal::ZstdDecoder> zstd;
 };
 
-StreamDecoder::StreamDecoder(oci::Compression compression) : impl_(std::make_unique<Impl>(compression)) {}
+StreamDecoder::StreamDecoder(oci::Compression compression, uint64_t max_zstd_window)
+    : impl_(std::make_unique<Impl>(compression, max_zstd_window)) {}
 StreamDecoder::~StreamDecoder() = default;
 
 absl::Status StreamDecoder::Feed(absl::Span<const uint8_t> bytes, DataSink data) {
   if (impl_->gzip) return impl_->gzip->Feed(bytes, data, [](uint64_t, const internal::GzipCheckpoint&) {});
-  if (impl_->zstd) return impl_->zstd->Feed(bytes, data, [](uint64_t) {});
+  if (impl_->zstd) {
+    const absl::Status status = impl_->zstd->Feed(bytes, data, [](uint64_t) {});
+    return impl_->zstd->window_too_large() ? absl::ResourceExhaustedError(status.message()) : status;
+  }
   return data(bytes);
 }
 

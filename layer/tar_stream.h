@@ -41,11 +41,13 @@ class TarFollower {
 // Decompresses whole streams: gzip of any number of members, zstd of any number of frames, or nothing.
 class StreamDecoder {
  public:
-  explicit StreamDecoder(oci::Compression compression);
+  static constexpr uint64_t kMostZstdWindow = 128 << 20;
+  // `max_zstd_window`: bytes of memory that a zstd frame may ask for.
+  explicit StreamDecoder(oci::Compression compression, uint64_t max_zstd_window = kMostZstdWindow);
   ~StreamDecoder();
 
   using DataSink = absl::FunctionRef<absl::Status(absl::Span<const uint8_t>)>;
-  // InvalidArgument: damaged.
+  // InvalidArgument: damaged. ResourceExhausted: it takes more memory than it may.
   absl::Status Feed(absl::Span<const uint8_t> bytes, DataSink data);
   // InvalidArgument when the stream ended too early.
   absl::Status Finish();

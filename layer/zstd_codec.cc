@@ -42,9 +42,12 @@ absl::Status ZstdDecoder::Feed(Bytes bytes, DataSink data, FrameSink frame) {
     ZSTD_outBuffer out{buffer_.data(), buffer_.size(), 0};
     const size_t result = ZSTD_decompressStream(context_.get(), &out, &in);
     if (ZSTD_isError(result) != 0) {
-      const std::string hint = ZSTD_getErrorCode(result) == ZSTD_error_frameParameter_windowTooLarge
-                                   ? absl::StrCat(" (the limit is ", max_window_ >> 20, " MiB)")
-                                   : "";
+      if (ZSTD_getErrorCode(result) == ZSTD_error_memory_allocation) {
+        return absl::ResourceExhaustedError("no memory for zstd");
+      }
+      window_too_large_ = ZSTD_getErrorCode(result) == ZSTD_error_frameParameter_windowTooLarge;
+      const std::string hint =
+          window_too_large_ ? absl::StrCat(" (the limit is ", max_window_ >> 20, " MiB)") : "";
       return absl::InvalidArgumentError(
           absl::StrCat("zstd stream, near byte ", blob_offset_, ": ", ZSTD_getErrorName(result), hint));
     }

@@ -31,7 +31,8 @@ class DiffIdClaims {
   bool Has(const base::Digest& claim) const;
   // Of claims that nobody has compared yet.
   std::vector<base::DigestAlgorithm> OpenAlgorithms() const;
-  bool disputed() const { return claims_.size() > 1 && !OpenAlgorithms().empty(); }
+  // Not to be believed before they are compared.
+  bool disputed() const { return (claims_.size() > 1 || !found_.empty()) && !OpenAlgorithms().empty(); }
   const std::vector<base::Digest>& claims() const { return claims_; }
   const std::vector<base::Digest>& found() const { return found_; }
 

@@ -232,8 +232,13 @@ absl::Status Layer::MergeClaim(const DescriptorHandler& handler, const layer::La
   if (!info.diff_id.empty() || handler.diff_id.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(
       base::Annotate(claims_.Add(handler.diff_id), absl::StrCat("layer ", info.blob_digest.ToString())));
-  if (claims_.OpenAlgorithms().empty()) LeaveQuarantine();  // it was for what others had said
   Identity identity = *identities_.back();
+  // It is for what others said. Where nobody can tell yet, it is compared before anything is mounted.
+  const bool others = claims_.OpenAlgorithms().empty() || handler.diff_id != identity.diff_id;
+  if (!quarantine_.empty() && others) {
+    if (!identity.diff_id.empty()) claims_.Add(identity.diff_id).IgnoreError();
+    LeaveQuarantine();
+  }
   if (claims_.Has(identity.diff_id)) return absl::OkStatus();
   identity.diff_id = handler.diff_id;
   SetIdentity(std::move(identity));
@@ -267,12 +272,19 @@ absl::Status Layer::Merge(const DescriptorHandler& handler) {
     external_toc_ = handler.external_toc;
     toc_unusable_ = false;
   }
+  // That is the fault of the sources there were; a diffID's is of the images (MergeClaim).
+  const bool bytes_were_wrong =
+      !quarantine_.empty() && (now == nullptr || !now->index->info().diff_id.empty());
   for (const std::shared_ptr<BlobSource>& source : handler.sources) {
     const std::string source_name = source->name();
     auto found = std::find_if(sources_.begin(), sources_.end(),
                               [&](const Source& s) { return s.name == source_name; });
     if (found == sources_.end()) {
       sources_.push_back({source_name, source});
+      if (!bytes_were_wrong) continue;
+      LeaveQuarantine();
+      preferred_source_ = source_name;
+      not_lazy_reason_.clear();
     } else {
       found->source = source;
     }
@@ -349,8 +361,8 @@ std::vector<base::DigestAlgorithm> Layer::OpenAlgorithms() const {
 std::unique_ptr<UnpackedDigest> Layer::StartUnpacking(const layer::BuildLimits& limits) const {
   const std::vector<base::DigestAlgorithm> algorithms = OpenAlgorithms();
   const std::optional<oci::Compression> compression = oci::LayerCompression(descriptor().media_type);
-  if (algorithms.empty() || !compression.has_value()) return nullptr;
-  return std::make_unique<UnpackedDigest>(*compression, algorithms, limits);
+  if (algorithms.empty() || !compression.has_value() || !refused_.ok()) return nullptr;
+  return std::make_unique<UnpackedDigest>(descriptor(), *compression, algorithms, limits);
 }
 
 DiffIdCheck Layer::diff_id_check() const {
@@ -368,8 +380,15 @@ void Layer::NoteUnpacked(UnpackedDigest& unpacked, const std::function<void(absl
 
 std::string Layer::Judge(const absl::StatusOr<std::vector<base::Digest>>& found) {
   const bool cannot = absl::IsInvalidArgument(found.status()) || absl::IsDataLoss(found.status());
-  if (!found.ok() && !cannot) return "";
   absl::MutexLock lock(&mutex_);
+  if (!found.ok() && !cannot) {
+    std::string line =
+        absl::StrCat("layer ", identities_.back()->descriptor.digest.ToString(),
+                     ": its diffID is not compared: ", base::Printable(found.status().message()));
+    if (line == last_error_) return "";
+    last_error_ = line;
+    return line;
+  }
   const std::vector<base::Digest> wrong = cannot ? claims_.RefuseAll() : claims_.SetFound(*found);
   SetRecordChanged();
   if (wrong.empty()) return "";

@@ -114,8 +114,9 @@ class Layer final : public LazyLayer, public std::enable_shared_from_this<Layer>
     base::Digest diff_id;
   };
   // Adds sources, or replaces those of the same name. A layer that is not indexed yet takes over what the
-  // handler says of it (and leaves quarantine when that is something new); an indexed one must agree
-  // (FailedPrecondition). FailedPrecondition when the handler contradicts what is known.
+  // handler says of it; an indexed one must agree (FailedPrecondition). A quarantine ends with something new:
+  // one for wrong bytes also with a new source. FailedPrecondition when the handler contradicts what is
+  // known.
   absl::Status Merge(const DescriptorHandler& handler) ABSL_LOCKS_EXCLUDED(mutex_);
   LayerRecord record() const ABSL_LOCKS_EXCLUDED(mutex_);
   void SetNotLazyReason(absl::string_view reason) ABSL_LOCKS_EXCLUDED(mutex_);

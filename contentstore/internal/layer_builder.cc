@@ -147,16 +147,22 @@ absl::StatusOr<bool> LayerBuilder::TryTableOfContents(layer::Format format) {
 absl::Status LayerBuilder::StreamPlain(bool keep_data) {
   const oci::Descriptor& blob = layer_.descriptor();
   ASSIGN_OR_RETURN(const layer::Format format, layer::PlainFormatOf(blob));
-  absl::Status status = StreamOnce(format, keep_data, 0);
-  // Once more from another source, or over another connection.
-  if (WrongBytes(status)) status = StreamOnce(format, keep_data, 1);
-  if (absl::IsDataLoss(status)) {
+  absl::Status status;
+  bool wrong = false;
+  // Of every source, or of the only one over another connection.
+  const size_t attempts = std::max<size_t>(2, layer_.Sources().size());
+  for (size_t attempt = 0; attempt < attempts; ++attempt) {
+    status = StreamOnce(format, keep_data, attempt, &wrong);
+    if (!WrongBytes(status)) break;
+  }
+  if (wrong) {
     layer_.Quarantine(base::Printable(status.message()));
     base::RemoveTree(directory_).IgnoreError();
     return layer_.QuarantineError();
   }
   if (!status.ok()) base::RemoveTree(directory_).IgnoreError();
-  return status;
+  // Of a part of the bytes nothing is known but that somebody on the way broke off.
+  return absl::IsDataLoss(status) ? absl::UnavailableError(status.message()) : status;
 }
 
 void LayerBuilder::GiveUpData(const absl::Status& status) {
@@ -166,7 +172,9 @@ void LayerBuilder::GiveUpData(const absl::Status& status) {
   charge_.Set(0);
 }
 
-absl::Status LayerBuilder::StreamOnce(layer::Format format, bool keep_data, size_t first_source) {
+absl::Status LayerBuilder::StreamOnce(layer::Format format, bool keep_data, size_t first_source,
+                                      bool* wrong) {
+  *wrong = false;
   const oci::Descriptor& blob = layer_.descriptor();
   RETURN_IF_ERROR(StartDirectory());
   if (keep_data) {
@@ -193,7 +201,9 @@ absl::Status LayerBuilder::StreamOnce(layer::Format format, bool keep_data, size
         return indexer->Feed(bytes, sink);
       },
       caller, /*keep=*/false));
-  RETURN_IF_ERROR(indexer->Finish(directory_, sink));
+  const absl::Status finished = indexer->Finish(directory_, sink);
+  *wrong = absl::IsDataLoss(finished);
+  RETURN_IF_ERROR(finished);
   if (keep_data && !data_.valid()) {
     options_.log(absl::StrCat("layer ", blob.digest.ToString(),
                               " was indexed but its data could not be kept (", base::Printable(gone_wrong_),

@@ -46,8 +46,9 @@ class LayerBuilder {
   absl::StatusOr<bool> TryTableOfContents(layer::Format format);
   absl::StatusOr<std::string> FetchExternalToc(const ExternalTocSource& source);
   absl::Status StreamPlain(bool keep_data);
-  // One pass. DataLoss and InvalidArgument: the bytes, or who gave them.
-  absl::Status StreamOnce(layer::Format format, bool keep_data, size_t first_source);
+  // One pass. DataLoss and InvalidArgument: the bytes, or who gave them. `wrong`: all bytes were
+  // there, and size, digest or diffID are others.
+  absl::Status StreamOnce(layer::Format format, bool keep_data, size_t first_source, bool* wrong);
   absl::Status StartDirectory();
   absl::Status Install(bool with_data);
   void GiveUpData(const absl::Status& status);

@@ -1,7 +1,11 @@
 #include "contentstore/internal/unpacked_digest.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "base/checked.h"
+#include "base/crash_record.h"
+#include "base/fault.h"
 #include "base/status.h"
 
 namespace lazyblob::contentstore {
@@ -11,21 +15,28 @@ constexpr uint64_t kFreeOfRatio = 64 << 20;  // as for layers that are indexed w
 
 }  // namespace
 
-UnpackedDigest::UnpackedDigest(oci::Compression compression,
+UnpackedDigest::UnpackedDigest(const oci::Descriptor& blob, oci::Compression compression,
                                const std::vector<base::DigestAlgorithm>& algorithms,
                                const layer::BuildLimits& limits)
-    : limits_(limits), decoder_(compression) {
+    : subject_(blob.digest.ToString()),
+      blob_size_(blob.size),
+      limits_(limits),
+      decoder_(compression, limits.max_zstd_window) {
   for (const base::DigestAlgorithm algorithm : algorithms) hashers_.emplace_back(algorithm);
 }
 
 absl::Status UnpackedDigest::Take(absl::Span<const uint8_t> bytes) {
   bytes_ += bytes.size();
-  uint64_t allowed = 0;
-  const bool bomb = bytes_ > kFreeOfRatio && base::CheckedMul(blob_bytes_, limits_.max_ratio, &allowed) &&
-                    bytes_ - kFreeOfRatio > allowed;
-  if (bomb || bytes_ > limits_.max_data_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("its first ", blob_bytes_, " bytes unpack to more than ", bytes_));
+  // Of the whole blob: it may begin with nothing but zeros.
+  uint64_t most = 0;
+  if (!base::CheckedMul(blob_size_, limits_.max_ratio, &most) ||
+      !base::CheckedAdd(most, kFreeOfRatio, &most)) {
+    most = limits_.max_data_bytes;
+  }
+  most = std::min(most, limits_.max_data_bytes);
+  if (bytes_ > most) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("its ", blob_size_, " bytes unpack to more than the limit of ", most));
   }
   for (base::Hasher& hasher : hashers_) hasher.Update(bytes);
   return absl::OkStatus();
@@ -33,7 +44,8 @@ absl::Status UnpackedDigest::Take(absl::Span<const uint8_t> bytes) {
 
 void UnpackedDigest::Feed(absl::Span<const uint8_t> blob_bytes) {
   if (!status_.ok()) return;
-  blob_bytes_ += blob_bytes.size();
+  const base::CrashSubject subject(subject_);
+  base::FaultPoint("contentstore.unpack").IgnoreError();
   status_ = decoder_.Feed(blob_bytes, [this](absl::Span<const uint8_t> bytes) { return Take(bytes); });
 }
 

@@ -1,6 +1,7 @@
 #include "contentstore/internal/whole_read.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -12,8 +13,11 @@
 namespace lazyblob::contentstore {
 namespace {
 
-// A chunk that needs more of the blob at once is left to those who ask for it.
-constexpr uint64_t kMaxChunkBlobBytes = 16 << 20;
+// What one reading may hold of a chunk. For larger ones there is so much for all readings of the process;
+// where it is used up they are left to those who ask for them.
+constexpr uint64_t kFreeChunkBytes = 1 << 20;
+constexpr uint64_t kLargeChunkBytes = 16 << 20;
+std::atomic<uint64_t> large_chunks{0};
 constexpr uint64_t kDropBytes = 512 << 10;
 constexpr int kAttempts = 2;
 
@@ -25,11 +29,18 @@ class ChunkFiller {
       : body_(body), may_store_(may_store) {
     FindNext();
   }
+  ~ChunkFiller() { GiveBack(); }
+  ChunkFiller(const ChunkFiller&) = delete;
+  ChunkFiller& operator=(const ChunkFiller&) = delete;
 
   void Feed(absl::Span<const uint8_t> bytes) {
     const uint64_t begin = arrived_;
     arrived_ += bytes.size();
     while (next_ < count() && chunk_.blob_offset < arrived_) {
+      if (!MayHold()) {
+        Skip();
+        continue;
+      }
       if (buffer_.empty()) base_ = std::max(begin, chunk_.blob_offset);
       if (base_ + buffer_.size() < arrived_) {
         const auto rest = bytes.subspan(base_ + buffer_.size() - begin);
@@ -54,11 +65,30 @@ class ChunkFiller {
       next_ = body_.cache->FindNotPresent(next_, count());
       if (next_ == count()) return;
       chunk_ = body_.index->chunk(next_);
-      if (chunk_.blob_size > 0 && chunk_.blob_size <= kMaxChunkBlobBytes) return;
+      if (chunk_.blob_size > 0 && chunk_.blob_size <= kLargeChunkBytes) return;
     }
   }
 
+  bool MayHold() {
+    const uint64_t needed = chunk_.blob_size + chunk_.data_size;
+    if (needed <= kFreeChunkBytes || held_ > 0) return true;
+    if (large_chunks.fetch_add(needed) + needed > kLargeChunkBytes) {
+      large_chunks.fetch_sub(needed);
+      return false;
+    }
+    held_ = needed;
+    buffer_.reserve(chunk_.blob_size + kDropBytes);
+    return true;
+  }
+
+  void GiveBack() {
+    if (held_ == 0) return;
+    scratch_ = {};
+    large_chunks.fetch_sub(std::exchange(held_, 0));
+  }
+
   void Skip() {
+    GiveBack();
     ++next_;
     FindNext();
   }
@@ -81,6 +111,7 @@ class ChunkFiller {
     if (drop < kDropBytes && drop < buffer_.size()) return;
     buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<ptrdiff_t>(drop));
     base_ += drop;
+    if (held_ == 0 && buffer_.capacity() > kFreeChunkBytes + kDropBytes) buffer_.shrink_to_fit();
   }
 
   const LayerBody& body_;
@@ -91,6 +122,7 @@ class ChunkFiller {
   uint64_t base_ = 0;  // blob offset of buffer_[0]
   std::vector<uint8_t> buffer_;
   std::vector<uint8_t> scratch_;
+  uint64_t held_ = 0;  // of large_chunks, for chunk_
 };
 
 absl::Status ReadOnce(const WholeRead& read, size_t attempt) {

@@ -39,6 +39,8 @@ class ZstdDecoder {
   absl::Status Feed(absl::Span<const uint8_t> bytes, DataSink data, FrameSink frame);
   // InvalidArgument when the stream ended inside a frame, or had none.
   absl::Status Finish() const;
+  // Whether it is the window for which Feed has failed.
+  bool window_too_large() const { return window_too_large_; }
 
  private:
   const uint64_t max_window_;
@@ -46,6 +48,7 @@ class ZstdDecoder {
   std::vector<uint8_t> buffer_;
   uint64_t blob_offset_ = 0;
   bool inside_frame_ = false;
+  bool window_too_large_ = false;
 };
 
 // Decodes out.size() bytes, after skipping `skip`, from the frames at the start of `blob`. DataLoss.

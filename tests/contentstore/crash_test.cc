@@ -13,6 +13,7 @@
 #include "base/fault.h"
 #include "base/file.h"
 #include "base/status.h"
+#include "tests/contentstore/made_estargz.h"
 #include "tests/contentstore/store_harness.h"
 
 extern char** environ;
@@ -49,6 +50,9 @@ support::Layer SharedLayer() {
                             oci::Compression::kNone);
 }
 
+// And one that is indexed without being unpacked.
+support::Layer SharedTocLayer() { return MakeEstargz({support::RandomBytes(70'000, 5)}, 64 << 10).layer; }
+
 class Victim : public StoreTest {};
 
 TEST_F(Victim, DISABLED_Runs) {
@@ -62,6 +66,16 @@ TEST_F(Victim, DISABLED_Runs) {
   ASSERT_TRUE(crashes.ok()) << crashes.status();
   if (what == "evict") options_.max_cache_bytes = 48 * kChunk;
   Open();
+  if (what.starts_with("unpack")) {
+    const std::shared_ptr<LazyLayer> toc = AddIndexed(SharedTocLayer());
+    if (what == "unpack") store_->Unlazy(*toc, {}, {}).IgnoreError();
+    if (what == "unpack-spool") store_->KeepBlob(*toc, {}, {}).IgnoreError();
+    const auto sink = [](absl::Span<const uint8_t>) { return absl::OkStatus(); };
+    if (what == "unpack-stream") {
+      store_->ReadBlobAt(*toc, {0, toc->descriptor().size}, sink, {}).IgnoreError();
+    }
+    return;
+  }
   std::shared_ptr<LazyLayer> layer = Add(SharedLayer());
   if (what == "evict") {
     ASSERT_TRUE(store_->Unlazy(*layer, {}, {}).ok());
@@ -186,6 +200,17 @@ TEST_F(CrashTest, WhatParsingDiesOfIsRecordedAndAKillIsNot) {
   EXPECT_EQ(recorded(), digest + "\n");
   ASSERT_EQ(RunVictim("read", "contentstore.chunk.decode=abort"), SIGABRT);
   EXPECT_EQ(recorded(), digest + "\n" + digest + "\n");
+}
+
+TEST_F(CrashTest, WhatUnpackingDiesOfIsRecordedWhoeverReads) {
+  const std::string digest = SharedTocLayer().descriptor.digest.ToString();
+  std::string recorded;
+  for (const char* task : {"unpack", "unpack-spool", "unpack-stream"}) {
+    SCOPED_TRACE(task);
+    ASSERT_EQ(RunVictim(task, "contentstore.unpack=abort"), SIGABRT);
+    recorded += digest + "\n";
+    EXPECT_EQ(base::ReadFile(options_.root + ".crashes", 4096).value_or("none"), recorded);
+  }
 }
 
 TEST_F(CrashTest, TwoStoresDoNotShareARoot) {

@@ -5,6 +5,8 @@
 #include "contentstore/internal/bitmap.h"
 #include "contentstore/internal/layer_record.h"
 #include "contentstore/internal/toc_reader.h"
+#include "contentstore/internal/unpacked_digest.h"
+#include "tests/support/layer_maker.h"
 #include "tests/support/tar_maker.h"
 #include "tests/support/temp_dir.h"
 
@@ -82,6 +84,42 @@ TEST(LayerRecordTest, IsReadFromWhereItWasWritten) {
   EXPECT_TRUE(absl::IsNotFound(ReadLayerRecord(directory.path()).status()));
   ASSERT_TRUE(WriteLayerRecord(directory.path(), MakeRecord()).ok());
   EXPECT_EQ(ReadLayerRecord(directory.path()).value().id, 77);
+}
+
+absl::StatusOr<std::vector<base::Digest>> Unpack(const std::string& blob, oci::Compression compression,
+                                                 const layer::BuildLimits& limits) {
+  oci::Descriptor descriptor;
+  descriptor.digest = base::Digest::Of(blob);
+  descriptor.size = blob.size();
+  UnpackedDigest unpacked(descriptor, compression, {base::DigestAlgorithm::kSha256}, limits);
+  const absl::Span<const uint8_t> bytes(reinterpret_cast<const uint8_t*>(blob.data()), blob.size());
+  for (size_t at = 0; at < bytes.size(); at += 16 << 10) unpacked.Feed(bytes.subspan(at, 16 << 10));
+  return unpacked.Finish();
+}
+
+TEST(UnpackedDigestTest, ALayerMayBeginWithZeros) {
+  const std::string tar = std::string(65 << 20, '\0') + support::RandomBytes(1 << 20, 1);
+  const std::string blob = support::Zstd(tar);
+  layer::BuildLimits limits;
+  limits.max_ratio = 3;
+  const auto found = Unpack(blob, oci::Compression::kZstd, limits);
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ(found->at(0), base::Digest::Of(tar));
+  limits.max_ratio = 1;
+  EXPECT_TRUE(absl::IsResourceExhausted(Unpack(blob, oci::Compression::kZstd, limits).status()));
+}
+
+TEST(UnpackedDigestTest, LimitsAreNoVerdict) {
+  const std::string tar(12 << 20, 'a');
+  const std::string blob = support::Zstd(tar, 22);  // a single segment of 12 MiB
+  layer::BuildLimits limits;
+  const auto found = Unpack(blob, oci::Compression::kZstd, limits);
+  EXPECT_TRUE(absl::IsResourceExhausted(found.status())) << found.status();
+  limits.max_zstd_window = 32 << 20;
+  EXPECT_TRUE(Unpack(blob, oci::Compression::kZstd, limits).ok());
+  limits.max_data_bytes = 1 << 20;
+  EXPECT_TRUE(absl::IsResourceExhausted(Unpack(blob, oci::Compression::kZstd, limits).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(Unpack("no zstd", oci::Compression::kZstd, {}).status()));
 }
 
 class TocReaderTest : public ::testing::Test {
