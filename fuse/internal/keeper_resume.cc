@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -87,6 +88,8 @@ absl::Status KeeperLoop::BeginState() {
     if (!status.ok()) {
       Say(absl::StrCat("what the service manager has kept cannot be used: ", status.message(),
                        "; reads from what is mounted fail, start those containers again"));
+      // Sockets among them would seem to be served until the service manager has closed its own.
+      for (const auto& left : held) shutdown(left.second.get(), SHUT_RDWR);
     }
   }
   for (const auto& left : held) Forget(left.first);

@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -36,6 +37,17 @@ using ::testing::UnorderedElementsAre;
 std::string Contents(const std::string& path) {
   auto bytes = base::ReadFile(path, 1 << 20);
   return bytes.ok() ? *bytes : std::string(bytes.status().message());
+}
+
+// 0, or an errno; and the connection, which lasts as long as that.
+std::pair<int, base::UniqueFd> Connect(const std::string& path) {
+  base::UniqueFd client(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  const int result = connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address);
+  const int error = result == 0 ? 0 : errno;
+  return {error, std::move(client)};
 }
 
 class KeeperRestartTest : public ::testing::Test {
@@ -157,11 +169,8 @@ TEST_F(KeeperRestartTest, SocketsAndTheGoodProgramOutliveTheKeeper) {
   EXPECT_EQ(daemon->Do("keep control another " + path + "2"), "OK") << "the first one is not kept any longer";
   ASSERT_TRUE(base::WriteFileAtomically(programs + "/daemon", "#!/bin/sh\nexit 1\n", 0755).ok());
   KillKeeper();
-  base::UniqueFd client(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  absl::StrCat(path, "2").copy(address.sun_path, sizeof address.sun_path - 1);
-  EXPECT_EQ(connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
+  const auto client = Connect(path + "2");
+  EXPECT_EQ(client.first, 0);
   harness_->Start();
   daemon = Next();  // what lies at the path now cannot start
   ASSERT_NE(daemon, nullptr);
@@ -196,11 +205,15 @@ TEST_F(KeeperRestartTest, WithoutWhatWasKeptTheNextKeeperStartsAfresh) {
   auto daemon = StartServing();
   ASSERT_NE(daemon, nullptr);
   Mount(*daemon, "layer");
+  const std::string path = harness_->root() + "/s";
+  EXPECT_EQ(daemon->Do("keep control place " + path), "OK");
   KillKeeper();
+  EXPECT_EQ(Connect(path).first, 0) << "it waits for the next keeper";
   manager_.DropStored("mount");
   harness_->Start();
   daemon = Next();
   ASSERT_NE(daemon, nullptr);
+  EXPECT_EQ(Connect(path).first, ECONNREFUSED) << "nobody will ever accept";
   EXPECT_EQ(daemon->Do("take"), "generation=1 taken_over=0 init=/");
   EXPECT_THAT(harness_->stderr_text(), AllOf(HasSubstr("what the service manager has kept cannot be used"),
                                              HasSubstr("was not kept")));
