@@ -21,6 +21,8 @@ constexpr int kMostDeaths = 3;
 constexpr int kManyDeaths = 6;  // of all subjects together
 constexpr uint64_t kMaxFileBytes = 1 << 20;
 constexpr size_t kStackBytes = 64 << 10;
+// SIGBUS of a page that its file does not give: the disk's doing.
+bool OfDisk(int signal, int code) { return signal == SIGBUS && code >= BUS_ADRERR && code <= BUS_MCEERR_AO; }
 constexpr std::array<int, 5> kSignals = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
 
 thread_local const CrashSubject* current = nullptr;
@@ -58,7 +60,7 @@ struct CrashHandler {
     const int error = errno;
     const bool own = info->si_code > 0 || (signal == SIGABRT && info->si_pid == getpid());
     const int file = record_file.load(std::memory_order_relaxed);
-    if (own && current != nullptr && file >= 0) {
+    if (own && !OfDisk(signal, info->si_code) && current != nullptr && file >= 0) {
       const std::string& line = current->line_;
       if (write(file, line.data(), line.size()) < 0) errno = error;  // nobody is left to tell
     }

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -42,6 +43,13 @@ void NoStackLeft() {
   const CrashSubject subject("deep");
   int level = 0;
   _exit(Deeper(&level));
+}
+// A page that its file does not have, as one that the disk does not give.
+void PageThatIsNotThere() {
+  const CrashSubject subject("innocent");
+  const int file = memfd_create("empty", MFD_CLOEXEC);
+  const void* const page = mmap(nullptr, 4096, PROT_READ, MAP_SHARED, file, 0);
+  _exit(*static_cast<const volatile char*>(page));
 }
 void NothingToTell() { std::abort(); }
 void KilledFromOutside() {
@@ -105,6 +113,7 @@ TEST_F(CrashRecordTest, WhoIsKilledOrHasNothingInHandLeavesNothing) {
   EXPECT_EQ(Die(KilledFromOutside), SIGKILL);
   if (!kSanitized) {
     EXPECT_EQ(Die(SignalFromOutside), SIGSEGV);
+    EXPECT_EQ(Die(PageThatIsNotThere), SIGBUS);
   }
   EXPECT_EQ(Recorded(), "");
 }
