@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -118,6 +119,7 @@ absl::Status BlobSpool::WaitUntil(Reader& reader, absl::FunctionRef<bool()> done
       return absl::DeadlineExceededError(absl::StrCat(Name(), " did not arrive in time"));
     }
     if (!running_) StartPass(reader.layer_);
+    if (failures_ != failures) continue;
     if (progress && frontier_ != told) {
       told = frontier_;
       mutex_.Unlock();
@@ -202,7 +204,15 @@ void BlobSpool::StartPass(std::shared_ptr<Layer> layer) {
   running_ = true;
   rest_ = false;
   cancel_ = std::make_shared<base::CancelToken>();
-  thread_ = std::thread([this, layer = std::move(layer)]() mutable { Run(std::move(layer)); });
+  try {
+    thread_ = std::thread([this, layer = std::move(layer)]() mutable { Run(std::move(layer)); });
+  } catch (const std::system_error&) {
+    running_ = false;
+    cancel_.reset();
+    ++failures_;
+    failure_ = absl::ResourceExhaustedError(absl::StrCat(Name(), ": no thread can be made to read it"));
+    changed_.SignalAll();
+  }
 }
 
 void BlobSpool::Run(std::shared_ptr<Layer> layer) {
