@@ -74,7 +74,7 @@ ScrubStatus Scrubber::status() const {
 }
 
 // "<began> <ended> <after>\n", seconds since 1970 and a digest or "-".
-Scrubber::State Scrubber::Load() {
+Scrubber::State Scrubber::Load() const {
   const absl::Time now = options_.clock->WallTime();
   State state;
   const absl::StatusOr<std::string> text = base::ReadFile(options_.state_path, 1024);
@@ -94,9 +94,9 @@ Scrubber::State Scrubber::Load() {
   return state;
 }
 
-void Scrubber::Save(const State& state) {
+void Scrubber::Save(const State& state) const {
   const std::string after = state.after.empty() ? "-" : state.after.ToString();
-  // A file that cannot be written costs nothing but comparing twice.
+  // A file that cannot be written costs nothing but comparing again in the next process.
   base::WriteFileAtomically(
       options_.state_path,
       absl::StrCat(absl::ToUnixSeconds(state.began), " ", absl::ToUnixSeconds(state.ended), " ", after, "\n"))
@@ -105,8 +105,9 @@ void Scrubber::Save(const State& state) {
 
 absl::Duration Scrubber::Tend() {
   if (options_.interval == absl::InfiniteDuration()) return absl::InfiniteDuration();
-  State state = Load();
   const absl::Time now = options_.clock->WallTime();
+  if (!state_.has_value() || state_->began > now || state_->ended > now) state_ = Load();
+  State& state = *state_;
   const bool goes_on = state.ended < state.began;
   if (!goes_on && now - state.began < options_.interval) {
     absl::MutexLock lock(&mutex_);
@@ -125,7 +126,7 @@ absl::Duration Scrubber::Tend() {
     status_.running = true;
     status_.chunks = status_.bytes = 0;
   }
-  const bool whole = ScrubAll(&state);
+  const bool whole = ScrubAll();
   if (whole) {
     state.ended = std::max(options_.clock->WallTime(), state.began);
     state.after = base::Digest();
@@ -142,14 +143,14 @@ std::vector<std::weak_ptr<Layer>> Scrubber::WeakLayers() const {
   return {layers.begin(), layers.end()};
 }
 
-bool Scrubber::ScrubAll(State* state) {
+bool Scrubber::ScrubAll() {
   for (const std::weak_ptr<Layer>& layer : WeakLayers()) {
     base::Digest digest;
     if (const std::shared_ptr<Layer> held = layer.lock()) digest = held->descriptor().digest;
-    if (digest.empty() || (!state->after.empty() && !(state->after < digest))) continue;
+    if (digest.empty() || (!state_->after.empty() && !(state_->after < digest))) continue;
     if (!Compare(layer, /*claims=*/false)) return false;
-    state->after = digest;
-    Save(*state);
+    state_->after = digest;
+    Save(*state_);
   }
   return true;
 }
@@ -185,9 +186,9 @@ bool Scrubber::Compare(const std::weak_ptr<Layer>& layer, bool claims) {
       status_.chunks += claims ? 0 : 1;
       status_.bytes += claims ? 0 : bytes;
     }
-    going = claims ? Wait(absl::ZeroDuration()) : Pace(bytes);
+    going = Pace(bytes, /*bounded=*/!claims);
   }
-  Report(layer, *cache, rotten);
+  Report(layer, *index, *cache, rotten);
   return going;
 }
 
@@ -197,11 +198,11 @@ uint64_t Scrubber::Served() const {
   return served;
 }
 
-bool Scrubber::Pace(uint64_t bytes) {
+bool Scrubber::Pace(uint64_t bytes, bool bounded) {
   unpaced_ += bytes;
   if (unpaced_ < kPaceBytes) return Wait(absl::ZeroDuration());
   const uint64_t compared = std::exchange(unpaced_, 0);
-  if (options_.bytes_per_second != 0) {
+  if (bounded && options_.bytes_per_second != 0) {
     const double seconds = static_cast<double>(compared) / static_cast<double>(options_.bytes_per_second);
     if (!Wait(absl::Seconds(seconds))) return false;
   }
@@ -213,16 +214,16 @@ bool Scrubber::Pace(uint64_t bytes) {
   return Wait(absl::ZeroDuration());
 }
 
-void Scrubber::Report(const std::weak_ptr<Layer>& weak, const ChunkCache& cache,
-                      const std::vector<uint64_t>& rotten) {
+void Scrubber::Report(const std::weak_ptr<Layer>& weak, const layer::LayerIndex& index,
+                      const ChunkCache& cache, const std::vector<uint64_t>& rotten) {
   if (rotten.empty()) return;
   const std::shared_ptr<Layer> layer = weak.lock();
   if (layer == nullptr) return;
   const bool mounted = cache.mounted();
-  if (mounted) Heal(layer, rotten);
+  if (mounted && layer->body()->cache.get() == &cache) Heal(layer, index, rotten);
   size_t left = 0;
   for (const uint64_t chunk : rotten) left += cache.Present(chunk) ? 0 : 1;
-  const layer::Chunk first = layer->body()->index->chunk(rotten.front());
+  const layer::Chunk first = index.chunk(rotten.front());
   std::string line = absl::StrCat("layer ", layer->descriptor().digest.ToString(), ": ", rotten.size(),
                                   " cached chunks do not have their SHA-256 or cannot be read (the first at ",
                                   first.data_offset, " of ", layer->directory(), "/data)");
@@ -238,9 +239,10 @@ void Scrubber::Report(const std::weak_ptr<Layer>& weak, const ChunkCache& cache,
   options_.log(line);
 }
 
-void Scrubber::Heal(const std::shared_ptr<Layer>& layer, const std::vector<uint64_t>& rotten) {
+void Scrubber::Heal(const std::shared_ptr<Layer>& layer, const layer::LayerIndex& index,
+                    const std::vector<uint64_t>& rotten) {
   for (const uint64_t chunk : rotten) {
-    const layer::Chunk wanted = layer->body()->index->chunk(chunk);
+    const layer::Chunk wanted = index.chunk(chunk);
     FetchContext context;
     context.cause = FetchCause::kBackground;
     context.deadline = options_.clock->Monotonic() + kHealDeadline;

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -53,26 +54,30 @@ class Scrubber {
     absl::Time ended;    // before `began` while it goes on
     base::Digest after;  // layers up to this one are done; empty: none
   };
-  State Load();
-  void Save(const State& state);
+  State Load() const;
+  void Save(const State& state) const;
   bool Wait(absl::Duration duration) ABSL_LOCKS_EXCLUDED(mutex_);
   // Layers are not held meanwhile: they may be removed.
   std::vector<std::weak_ptr<Layer>> WeakLayers() const;
   // The next three: false when the scrub is to end. Rechecks all that is cached, or compares claims only.
-  bool ScrubAll(State* state) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool ScrubAll() ABSL_LOCKS_EXCLUDED(mutex_);
   bool Compare(const std::weak_ptr<Layer>& layer, bool claims) ABSL_LOCKS_EXCLUDED(mutex_);
-  bool Pace(uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Readers first; and, if `bounded`, so many bytes in a second only.
+  bool Pace(uint64_t bytes, bool bounded) ABSL_LOCKS_EXCLUDED(mutex_);
   uint64_t Served() const;
-  // What is to be said of a layer, and done for one that is mounted.
-  void Report(const std::weak_ptr<Layer>& layer, const ChunkCache& cache,
+  // What is to be said of a layer, and done for one that is mounted. Its index and cache are those that were
+  // compared.
+  void Report(const std::weak_ptr<Layer>& layer, const layer::LayerIndex& index, const ChunkCache& cache,
               const std::vector<uint64_t>& rotten);
-  void Heal(const std::shared_ptr<Layer>& layer, const std::vector<uint64_t>& rotten);
+  void Heal(const std::shared_ptr<Layer>& layer, const layer::LayerIndex& index,
+            const std::vector<uint64_t>& rotten);
 
   const ScrubOptions options_;
   std::thread thread_;
-  bool verified_ = true;  // of the thread, until it is joined
-  uint64_t unpaced_ = 0;  // bytes compared since the last Pace
-  uint64_t served_ = 0;   // when last looked at
+  bool verified_ = true;        // of the thread, until it is joined
+  std::optional<State> state_;  // once it was loaded: the file may not take it
+  uint64_t unpaced_ = 0;        // bytes compared since the last Pace
+  uint64_t served_ = 0;         // when last looked at
 
   mutable absl::Mutex mutex_;  // a leaf
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
