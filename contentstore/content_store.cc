@@ -65,7 +65,8 @@ class Store final : public ContentStore {
             FetchEngineOptions{{options_.min_range_bytes, options_.max_range_bytes, options_.max_memory_bytes,
                                 options_.fetch_threads, kHosts * options_.fetch_threads},
                                options_.clock,
-                               options_.log})) {}
+                               options_.log,
+                               [this](auto& layer, auto& context) { return Unlazy(layer, context, {}); }})) {}
   ~Store() override;
   absl::Status Start();
 
@@ -136,7 +137,7 @@ class Store final : public ContentStore {
   std::unique_ptr<base::ThreadPool> toc_threads_;  // a few ranges must not wait behind whole layers
   std::thread sync_thread_;
   std::unique_ptr<Scrubber> scrubber_;
-  bool clean_ = false;  // the run before ended well
+  absl::Time clean_mark_;  // of the run before; InfinitePast: it did not end well, or another one came since
 
   absl::Mutex record_mutex_
       ABSL_ACQUIRED_BEFORE(mutex_);  // writing of records, making and removing of layers
@@ -155,7 +156,7 @@ absl::Status Store::Start() {
         "fetch_threads must be positive and min_range_bytes at most max_range_bytes");
   }
   ASSIGN_OR_RETURN(lock_, TakeRoot(options_.root, options_.lock_patience));
-  ASSIGN_OR_RETURN(clean_, TakeCleanMark(options_.root));
+  ASSIGN_OR_RETURN(clean_mark_, TakeCleanMark(options_.root));
   RETURN_IF_ERROR(Restore());
   budget_->SetBlobDropper([this] { return DropOldestBlob(); });
   engine_->Start();
@@ -176,7 +177,7 @@ void Store::StartScrubber() {
   scrub.log = options_.log;
   scrub.layers = [this] { return AllLayers(); };
   scrubber_ = std::make_unique<Scrubber>(std::move(scrub));
-  scrubber_->Start(/*unclean=*/!clean_);
+  scrubber_->Start(/*unclean=*/clean_mark_ == absl::InfinitePast());
 }
 
 Store::~Store() {
@@ -236,7 +237,7 @@ absl::Status Store::RestoreLayer(const std::string& name) {
   }
   absl::StatusOr<std::unique_ptr<LayerBody>> body = OpenLayerBody(directory, false, budget_);
   if (body.ok()) {
-    if (clean_) (*body)->cache->Trust();
+    if (StillClean(directory, &clean_mark_)) (*body)->cache->Trust();
     layer->Install(*std::move(body));
   } else if (!absl::IsNotFound(body.status())) {
     options_.log(absl::StrCat("the index of layer ", record.descriptor.digest.ToString(),

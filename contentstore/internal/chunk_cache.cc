@@ -167,6 +167,11 @@ absl::StatusOr<bool> ChunkCache::HasItsBytes(uint64_t chunk) const {
   return hasher.Finish() == base::Digest::FromSha256(wanted.sha256);
 }
 
+absl::StatusOr<bool> ChunkCache::HasItsBytesAtLast(uint64_t chunk) const {
+  absl::StatusOr<bool> right = HasItsBytes(chunk);
+  return base::HasErrno(right.status()) ? HasItsBytes(chunk) : right;
+}
+
 absl::Status ChunkCache::Settle(uint64_t chunk, const absl::StatusOr<bool>& right, bool was_present) {
   absl::MutexLock lock(&mutex_);
   if (Present(chunk) && !was_present) return absl::OkStatus();  // somebody else verified or repaired it
@@ -188,7 +193,7 @@ absl::Status ChunkCache::Settle(uint64_t chunk, const absl::StatusOr<bool>& righ
 absl::Status ChunkCache::Verify(uint64_t chunk) {
   if (Present(chunk)) return absl::OkStatus();
   if (!Claimed(chunk)) return absl::NotFoundError("chunk is not cached");
-  return Settle(chunk, HasItsBytes(chunk), /*was_present=*/false);
+  return Settle(chunk, HasItsBytesAtLast(chunk), /*was_present=*/false);
 }
 
 absl::Status ChunkCache::Recheck(uint64_t chunk) {
@@ -201,7 +206,7 @@ absl::Status ChunkCache::Recheck(uint64_t chunk) {
                   POSIX_FADV_DONTNEED);
   };
   let_go();
-  const absl::StatusOr<bool> right = HasItsBytes(chunk);
+  const absl::StatusOr<bool> right = HasItsBytesAtLast(chunk);
   let_go();
   return Settle(chunk, right, was_present);
 }

@@ -127,6 +127,8 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   void ForgetMark() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Whether the file has the right bytes there; an error: it cannot be read.
   absl::StatusOr<bool> HasItsBytes(uint64_t chunk) const;
+  // The same, but a disk that gives an error is asked once more.
+  absl::StatusOr<bool> HasItsBytesAtLast(uint64_t chunk) const;
   // What HasItsBytes said of a chunk that was claimed, or `was_present`.
   absl::Status Settle(uint64_t chunk, const absl::StatusOr<bool>& right, bool was_present)
       ABSL_LOCKS_EXCLUDED(mutex_);

@@ -106,6 +106,7 @@ void FetchEngine::Stop() {
     threads.swap(threads_);
     table_.FailAll(absl::CancelledError("the content store is being closed"), &outcome);
     cancelled_.clear();
+    anew_.clear();
     work_.SignalAll();
     watch_.SignalAll();
   }
@@ -141,6 +142,9 @@ void FetchEngine::Acquire(WaiterPtr waiter) {
     } else {
       const absl::Duration deadline = table_.NextDeadline();
       table_.Add(waiter, Now(), &outcome);
+      if (waiter->waiting && waiter->CanBeMadeAnew() && being_made_.insert(waiter->layer.get()).second) {
+        anew_.push_back(waiter);
+      }
       if (table_.NextDeadline() < deadline) watch_.Signal();
       work_.Signal();
     }
@@ -166,6 +170,28 @@ void FetchEngine::FailOutstanding(const Layer* layer, const absl::Status& status
     work_.Signal();
   }
   Settle(std::move(outcome));
+}
+
+void FetchEngine::MakeAnew(const WaiterPtr& first) {
+  Layer& layer = *first->layer;
+  FetchContext context;  // others wait for it too: as long as it takes
+  context.credentials = first->context.credentials;
+  const absl::Status status = options_.make_anew(layer, context);
+  Outcome outcome;
+  {
+    absl::MutexLock lock(&mutex_);
+    being_made_.erase(&layer);
+    table_.FailLayer(&layer, status, &outcome);
+    if (!status.ok()) table_.Cool(layer, *first->body, Now());
+  }
+  if (!status.ok()) return Settle(std::move(outcome));
+  for (auto& [waiter, unused] : outcome.finished) {
+    waiter->registration.reset();
+    waiter->body = layer.body();
+    waiter->missing.clear();
+    waiter->made_anew = true;
+    Acquire(waiter);
+  }
 }
 
 void FetchEngine::ReadAhead(const std::shared_ptr<Layer>& layer, uint64_t end) {
@@ -236,12 +262,24 @@ void FetchEngine::NoteReadError(const Layer& layer, const absl::Status& status) 
 void FetchEngine::FetchLoop() {
   while (true) {
     JobPtr job;
+    WaiterPtr anew;
     {
       absl::MutexLock lock(&mutex_);
-      while (!stopping_ && (job = table_.NextJob()) == nullptr) work_.Wait(&mutex_);
-      if (job == nullptr) return;
+      while (!stopping_ && anew_.empty() && (job = table_.NextJob()) == nullptr) work_.Wait(&mutex_);
+      if (!anew_.empty()) {
+        anew = std::move(anew_.back());
+        anew_.pop_back();
+      } else if (job == nullptr) {
+        return;
+      }
       if (--looking_ == 0) StartFetchThread();
       work_.Signal();  // there may be more
+    }
+    if (anew != nullptr) {
+      MakeAnew(anew);
+      absl::MutexLock lock(&mutex_);
+      ++looking_;
+      continue;
     }
     const absl::Status status = JobRunner(*this, *job).Run();
     Outcome outcome;

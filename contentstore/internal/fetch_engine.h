@@ -6,6 +6,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <set>
 #include <thread>
 #include <vector>
 
@@ -20,6 +21,8 @@ struct FetchEngineOptions {
   FlightLimits limits;
   const base::Clock* clock = nullptr;
   std::function<void(absl::string_view)> log;  // one line; never empty
+  // Fetches a layer anew that can only be read whole; called on the engine's threads, which Stop waits for.
+  std::function<absl::Status(Layer&, const FetchContext&)> make_anew;
 };
 
 // Thread-safe. Shared by the store and its layers, which may outlive the store: a stopped engine refuses.
@@ -55,6 +58,8 @@ class FetchEngine final : public JobHost {
   // One more, if there may be one: there is always one that looks for work.
   void StartFetchThread() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void WatchLoop() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Has the layer fetched that the waiter wants, for all who wait for it.
+  void MakeAnew(const WaiterPtr& first) ABSL_LOCKS_EXCLUDED(mutex_);
   void NoteCancelled(const WaiterPtr& waiter) ABSL_LOCKS_EXCLUDED(mutex_);
   // What must not happen under the mutex: stopping fetches, calling back.
   void Settle(Outcome outcome) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -73,6 +78,8 @@ class FetchEngine final : public JobHost {
   std::vector<std::thread> threads_ ABSL_GUARDED_BY(mutex_);
   int looking_ ABSL_GUARDED_BY(mutex_) = 0;  // threads without a job
   std::vector<WaiterPtr> cancelled_ ABSL_GUARDED_BY(mutex_);
+  std::vector<WaiterPtr> anew_ ABSL_GUARDED_BY(mutex_);  // the first of each layer that is to be made anew
+  std::set<const Layer*> being_made_ ABSL_GUARDED_BY(mutex_);  // those and the ones that are
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

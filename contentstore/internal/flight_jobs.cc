@@ -61,7 +61,8 @@ class FlightTable::JobBuilder {
       largest_data = std::max(largest_data, item.chunk.data_size);
       largest_blob = std::max(largest_blob, item.chunk.blob_size);
     }
-    job_->memory = largest_data + largest_blob + kJobOverheadBytes;
+    const bool refused = largest_blob > kMaxChunkBlobBytes;  // before it reads anything
+    job_->memory = (refused ? 0 : largest_data + largest_blob) + kJobOverheadBytes;
     return job_;
   }
 
@@ -184,7 +185,10 @@ FlightTable::Room FlightTable::RoomFor(FetchCause cause, const std::string& host
   const bool low = cause != FetchCause::kDemand;
   const uint64_t most = low ? low_memory_ : limits_.max_memory_bytes;
   if (low && running_low_ >= low_threads_) return Room::kLater;
-  if (memory > most || memory_ > most - memory) return Room::kLater;
+  const bool large = memory > limits_.max_memory_bytes / 4;
+  const uint64_t left = large ? limits_.max_memory_bytes / 8 : 0;
+  if (memory > most - left || memory_ > most - left - memory)
+    return large ? Room::kNotThisLayer : Room::kLater;
   const auto found = hosts_.find(host);
   if (found == hosts_.end()) return Room::kYes;
   const HostShare& share = found->second;
@@ -241,15 +245,18 @@ JobPtr FlightTable::NextJob() {
         DropIfIdle(queue);
         continue;
       }
+      const uint64_t quarter = limits_.max_memory_bytes / 4;
+      job->large = job->memory > quarter && !running_large_;
+      if (job->large) job->memory = quarter;
       room = RoomFor(job->cause, host, job->memory);
     }
     if (room == Room::kYes) {
       Start(job);
       return job;
     }
-    // Strictly in order: nothing less urgent overtakes what is waiting for memory.
-    if (room == Room::kLater) return nullptr;
-    full.insert(host);
+    // Others go on meanwhile: what has the memory may hang. The quarter that is left to hosts without a job
+    // is enough for each that is not large.
+    if (room != Room::kNotThisLayer) full.insert(host);
   }
   return nullptr;
 }
@@ -260,6 +267,7 @@ void FlightTable::Start(const JobPtr& job) {
   ++running_, ++share.running;
   if (job->cause != FetchCause::kDemand) ++running_low_, ++share.running_low;
   memory_ += job->memory, share.memory += job->memory;
+  if (job->large) running_large_ = true;
   ++queues_[job->layer.get()].running;
   for (const Job::Item& item : job->items) {
     Flight* const flight = FindOrAdd(job->layer, job->body, item.chunk_number);

@@ -100,7 +100,8 @@ void FlightTable::Add(const WaiterPtr& waiter, absl::Duration now, Outcome* outc
     outcome->finished.emplace_back(waiter, absl::OkStatus());
     return;
   }
-  if (!waiter->body->random_access) {
+  const bool anew = waiter->CanBeMadeAnew();
+  if (!waiter->body->random_access && !anew) {
     status = absl::FailedPreconditionError(absl::StrCat(
         "layer ", waiter->layer->descriptor().digest.ToString(), " can only be read whole: unlazy it first"));
   } else if (waiter->context.deadline <= now) {
@@ -126,7 +127,7 @@ void FlightTable::Add(const WaiterPtr& waiter, absl::Duration now, Outcome* outc
     flight->waiters[waiter->id] = waiter.get();
     if (flight->job != nullptr) {
       ++flight->job->links;
-    } else if (flight->order == 0 || cause < flight->cause) {
+    } else if (!anew && (flight->order == 0 || cause < flight->cause)) {
       Queue(flight, cause);
     }
   }
@@ -207,6 +208,10 @@ void FlightTable::StopReadingAhead(const Layer* layer, Outcome* outcome) {
   for (const JobPtr& job : jobs) Abandon(job, outcome);
 }
 
+void FlightTable::Cool(Layer& layer, const LayerBody& body, absl::Duration now) {
+  layer.fetch_state().cooling.push_back({0, body.index->chunk_count(), now + kCoolingTime});
+}
+
 void FlightTable::Expire(absl::Duration now, Outcome* outcome) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const WaiterPtr waiter = waiters_.at(deadlines_.begin()->second);
@@ -253,6 +258,7 @@ void FlightTable::Done(const JobPtr& job, const absl::Status& status, absl::Dura
   --running_, --share->second.running;
   if (job->cause != FetchCause::kDemand) --running_low_, --share->second.running_low;
   memory_ -= job->memory, share->second.memory -= job->memory;
+  if (job->large) running_large_ = false;
   if (share->second.running == 0) hosts_.erase(share);
   if (IsUrgent(job->cause)) --urgent_;
   if (job->abandoned) return;

@@ -46,15 +46,25 @@ struct Waiter {
   std::set<uint64_t> missing;
   std::map<uint64_t, Bytes> memory;  // chunks that the disk could not take
 
+  // The layer can only be read whole, once was, and has lost chunks to the disk since.
+  bool CanBeMadeAnew() const {
+    return !body->random_access && !made_anew &&
+           (body->cache->cached_bytes() > 0 || body->cache->rotten() > 0);
+  }
+
   // Used by the one thread that sets it up and, after the waiter has left the table, by the one that finishes
   // it.
   std::optional<base::CancelToken::Registration> registration;
   bool asked_again = false;  // for a part of it could not be read
+  bool made_anew = false;    // its layer was, for its sake
 };
 using WaiterPtr = std::shared_ptr<Waiter>;
 
 // What background fill waits for.
 inline bool IsUrgent(FetchCause cause) { return cause < FetchCause::kBackground; }
+
+// A chunk that needs more of the blob at once is one that somebody made to exhaust memory: it is refused.
+inline constexpr uint64_t kMaxChunkBlobBytes = 128 << 20;
 
 struct Job {
   struct Item {
@@ -67,7 +77,8 @@ struct Job {
   const LayerBody* body = nullptr;
   FetchCause cause = FetchCause::kDemand;
   std::vector<Item> items;  // by end of blob range
-  uint64_t memory = 0;      // bytes it may hold at once
+  uint64_t memory = 0;      // bytes it may hold at once; of a large one a quarter of the limit
+  bool large = false;       // holds more than `memory`
   std::string host;
   std::shared_ptr<base::CancelToken> cancel;
 
@@ -97,7 +108,8 @@ class FlightTable {
   explicit FlightTable(const FlightLimits& limits);
 
   // Enters a waiter, or finishes it: nothing is missing any more, its deadline has passed, or the range is
-  // cooling down after an expired deadline (design rule 8).
+  // cooling down after an expired deadline (design rule 8). In a layer that can only be read whole no job is
+  // made for it: it waits until somebody calls FailLayer, where CanBeMadeAnew, and is finished where not.
   void Add(const WaiterPtr& waiter, absl::Duration now, Outcome* outcome);
   // Takes a waiter out with `status`. False when it was not waiting (any more).
   // By value: the table may hold the only other reference.
@@ -105,6 +117,8 @@ class FlightTable {
   void FailLayer(const Layer* layer, const absl::Status& status, Outcome* outcome);
   void FailAll(const absl::Status& status, Outcome* outcome);
   void Expire(absl::Duration now, Outcome* outcome);
+  // Demand for the layer fails at once for some seconds.
+  static void Cool(Layer& layer, const LayerBody& body, absl::Duration now);
   // InfiniteDuration when nobody has a deadline.
   absl::Duration NextDeadline() const;
 
@@ -114,7 +128,9 @@ class FlightTable {
 
   // The most urgent job that may start now, started; null when there is none. Among equally urgent ones the
   // layer with the fewest jobs goes first. All jobs of a host may hang: it has at most host_threads and half
-  // of the memory, and a quarter of threads and memory is left to hosts that have no job.
+  // of the memory, and a quarter of threads and memory is left to hosts that have no job. Of jobs that need
+  // more than a quarter of the memory one counts as a quarter, so that it waits for nobody and nobody for it;
+  // another one beside it leaves an eighth free.
   JobPtr NextJob();
   // Whether there is anything to fetch that goes before FetchCause::kBackground.
   bool urgent() const { return urgent_ > 0; }
@@ -179,8 +195,9 @@ class FlightTable {
   JobPtr BuildForWish(Wish* wish, FetchCause cause) const;
   // `run`: blob bytes that the reader has come along so far.
   uint64_t RangeTarget(Layer& layer, int streak, uint64_t run, FetchCause cause) const;
-  // Whether a job may have so much memory. kLater: not as long as all together have so much.
-  enum class Room { kYes, kNotThisHost, kLater };
+  // Whether a job may have so much memory. kNotThisLayer: none that needs so much; kLater: not as long as all
+  // together have so much.
+  enum class Room { kYes, kNotThisLayer, kNotThisHost, kLater };
   Room RoomFor(FetchCause cause, const std::string& host, uint64_t memory) const;
   static std::string HostOf(const Pending& pending);
   std::vector<const Layer*> LayersInOrder() const;
@@ -206,6 +223,7 @@ class FlightTable {
   std::set<std::pair<absl::Duration, Waiter*>> deadlines_;
   int running_ = 0;
   int running_low_ = 0;
+  bool running_large_ = false;
   int urgent_ = 0;  // waiters and running jobs that go before kBackground
   uint64_t memory_ = 0;
   // Chunks the disk could not take, kept for readers that come in small steps.

@@ -14,8 +14,6 @@ namespace {
 
 // Bytes that are not needed any more are dropped from the front in steps of this.
 constexpr uint64_t kDropBytes = 512 << 10;
-// A chunk that needs more of the blob at once is one that somebody made to exhaust memory.
-constexpr uint64_t kMaxChunkBlobBytes = 128 << 20;
 constexpr absl::Duration kSpeculativePatience = absl::Seconds(20);
 
 }  // namespace

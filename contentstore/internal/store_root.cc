@@ -76,14 +76,23 @@ absl::Status WriteNextId(const std::string& root, uint32_t id) {
   return base::WriteFileAtomically(NextId(root), absl::StrCat(id, "\n"));
 }
 
-absl::StatusOr<bool> TakeCleanMark(const std::string& root) {
+absl::StatusOr<absl::Time> TakeCleanMark(const std::string& root) {
   const std::string mark = CleanMark(root);
-  if (unlink(mark.c_str()) != 0) {
-    if (errno == ENOENT) return false;
+  struct stat st{};
+  if (lstat(mark.c_str(), &st) != 0 || unlink(mark.c_str()) != 0) {
+    if (errno == ENOENT) return absl::InfinitePast();
     return base::ErrnoStatus(errno, absl::StrCat("remove ", mark));
   }
   RETURN_IF_ERROR(base::SyncDirectory(root));
-  return true;
+  return absl::TimeFromTimespec(st.st_mtim);
+}
+
+bool StillClean(const std::string& layer_directory, absl::Time* mark) {
+  struct stat st{};
+  const bool untouched =
+      stat((layer_directory + "/presence").c_str(), &st) == 0 && absl::TimeFromTimespec(st.st_mtim) <= *mark;
+  if (!untouched) *mark = absl::InfinitePast();
+  return untouched;
 }
 
 void PutCleanMark(const std::string& root) {

@@ -24,9 +24,13 @@ std::string LayerDirectoryName(const base::Digest& digest);
 uint32_t ReadNextId(const std::string& root);
 absl::Status WriteNextId(const std::string& root, uint32_t id);
 
-// The mark of a run that ended well: whether it is there. It is gone, durably, on return.
-absl::StatusOr<bool> TakeCleanMark(const std::string& root);
+// The mark of a run that ended well: when it was put; InfinitePast: there is none. It is gone, durably, on
+// return.
+absl::StatusOr<absl::Time> TakeCleanMark(const std::string& root);
 void PutCleanMark(const std::string& root);
+// Whether a layer's presence map is as it was when the mark was put; if not, the mark says nothing from then
+// on (InfinitePast): a build that knows nothing of marks has had the root since.
+bool StillClean(const std::string& layer_directory, absl::Time* mark);
 
 // What the root's file system has left.
 std::function<absl::StatusOr<uint64_t>()> FreeBytesOf(const std::string& root);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <thread>
 
+#include "tests/contentstore/made_estargz.h"
 #include "tests/contentstore/store_harness.h"
 
 namespace lazyblob::contentstore {
@@ -48,6 +49,22 @@ class HostsTest : public StoreTest {
   }
   Made AddIndexed(const std::shared_ptr<GatedBlobSource>& source, uint64_t chunks = 64) {
     Made made = Add(*source, source, chunks);
+    const absl::Status status = store_->EnsureIndexed(*made.lazy, false, {}, {});
+    EXPECT_TRUE(status.ok()) << status;
+    return made;
+  }
+  // Of chunks of 4 MiB that do not compress.
+  Made AddLargeChunks(const std::shared_ptr<GatedBlobSource>& source, uint64_t seed) {
+    const Estargz estargz = MakeEstargz({support::RandomBytes(4 << 20, seed)}, 4 << 20);
+    Made made;
+    made.layer = estargz.layer;
+    made.data = estargz.data;
+    source->PutBlob(made.layer.blob);
+    DescriptorHandler handler;
+    handler.descriptor = made.layer.descriptor;
+    handler.diff_id = made.layer.diff_id;
+    handler.sources = {source};
+    made.lazy = store_->AddHandler(handler).value();
     const absl::Status status = store_->EnsureIndexed(*made.lazy, false, {}, {});
     EXPECT_TRUE(status.ok()) << status;
     return made;
@@ -134,6 +151,32 @@ TEST_F(HostsTest, AHostThatHangsTakesHalfOfTheMemory) {
   EXPECT_EQ(dead->held(), 10);
   dead->Release();
   ExpectRight(of_dead, hanging);
+}
+
+TEST_F(HostsTest, AJobThatNeedsMoreThanAllMemoryKeepsNobodyOut) {
+  options_.max_memory_bytes = 6 << 20;  // a job of one of the large chunks takes 8.5 MiB
+  Open();
+  const auto dead = MakeSource("dead");
+  const auto next = MakeSource("next");
+  const auto good = MakeSource("good");
+  const Made first = AddLargeChunks(dead, 1);
+  const Made second = AddLargeChunks(next, 2);
+  const Made of_good = AddIndexed(good);
+  dead->Hold();
+  next->Hold();
+  const auto hanging = StartRead(*first.lazy, 0, 100);
+  ASSERT_TRUE(dead->AwaitHeld(1));
+  const auto waiting = StartRead(*second.lazy, 0, 100);
+  EXPECT_TRUE(Same(Read(*of_good.lazy, 5 * kChunk, kChunk).value_or("unreadable"), of_good.Bytes(5)))
+      << "neither what runs nor what waits stands in its way";
+  EXPECT_EQ(next->held(), 0);
+  dead->Release();
+  ASSERT_TRUE(next->AwaitHeld(1)) << "now it is its turn";
+  next->Release();
+  for (const auto& [read, made] : {std::pair(hanging, &first), std::pair(waiting, &second)}) {
+    ASSERT_TRUE(read->Await());
+    EXPECT_TRUE(Same(read->bytes(), made->data.substr(0, 100))) << read->status();
+  }
 }
 
 TEST_F(HostsTest, AThousandMissesStayWithinTheMemoryAndTheirDeadlines) {

@@ -4,6 +4,7 @@
 #include "contentstore/internal/scrub.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <memory>
@@ -106,6 +107,77 @@ TEST_F(ScrubTest, AfterAKillACompleteLayerIsComparedBeforeItIsMountedByItself) {
   EXPECT_TRUE(Eventually([&] { return Pin().ok(); })) << Pin();
   EXPECT_THAT(Log(), IsEmpty());
   EXPECT_EQ(RequestCount(), 0u);
+}
+
+TEST_F(ScrubTest, AMarkOfARunBeforeAnotherOneThatDoesNotKnowItIsNotBelieved) {
+  MakeComplete();
+  const std::string presence = LayerFile(*layer_, "presence");
+  layer_.reset();
+  Close();
+  // The other one wrote something, and left the mark where it was.
+  const struct timespec later = absl::ToTimespec(absl::Now() + absl::Minutes(1));
+  const struct timespec times[2] = {later, later};
+  ASSERT_EQ(utimensat(AT_FDCWD, presence.c_str(), times, 0), 0);
+  support::Gate gate;
+  base::ScopedFault held("contentstore.chunk.read", [&gate]() -> absl::Status {
+    gate.Pass();
+    return absl::OkStatus();
+  });
+  Open();
+  layer_ = store_->Find(made_.descriptor.digest);
+  ASSERT_NE(layer_, nullptr);
+  EXPECT_TRUE(absl::IsFailedPrecondition(Pin())) << Pin();
+  gate.Open();
+  EXPECT_TRUE(Eventually([&] { return Pin().ok(); })) << Pin();
+}
+
+TEST_F(ScrubTest, AStateThatCannotBeWrittenDoesNotMakeItCompareWithoutEnd) {
+  Open();
+  layer_ = AddIndexed(made_);
+  ASSERT_TRUE(Read(*layer_, 0, kChunks * kChunk).ok());
+  ASSERT_EQ(mkdir(directory_.File("scrub").c_str(), 0700), 0);  // no file can take its place
+  Scrubber scrubber = MakeScrubber();
+  StartWeek(scrubber);
+  EXPECT_EQ(scrubber.Tend(), kWeek) << "now it has compared";
+  EXPECT_EQ(scrubber.status().chunks, kChunks);
+  EXPECT_EQ(scrubber.status().ended, clock_.WallTime());
+  EXPECT_EQ(scrubber.Tend(), kWeek);
+}
+
+TEST_F(ScrubTest, ALayerThatCanOnlyBeReadWholeIsReadWholeAgainWhereItRots) {
+  options_.limits.checkpoint_spacing = 1 << 20;
+  Open();
+  const support::Layer whole = support::MakeLayer(
+      support::MakeTar({support::File("big", support::RandomBytes(40 << 20, 9))}), oci::Compression::kZstd);
+  layer_ = Add(whole);
+  ASSERT_TRUE(store_->Unlazy(*layer_, {}, {}).ok());
+  ASSERT_FALSE(layer_->index()->info().random_access);
+  Scrubber scrubber = MakeScrubber();
+  StartWeek(scrubber);
+  Spoil(*layer_, 5000);
+  scrubber.Tend();
+  ASSERT_EQ(scrubber.status().rotten, 1u);
+  ForgetRequests();
+  source_->SetDefault(support::GatedBlobSource::Fail(absl::UnavailableError("not now")));
+  const absl::Status refused = Read(*layer_, 0, 10000).status();
+  EXPECT_TRUE(absl::IsUnavailable(refused)) << refused;
+  const size_t asked = RequestCount();
+  EXPECT_GE(asked, 1u);
+  EXPECT_FALSE(Read(*layer_, 0, 10000).ok());
+  EXPECT_EQ(RequestCount(), asked) << "not again at once";
+  source_->SetDefault(support::GatedBlobSource::Succeed());
+  clock_.Advance(absl::Seconds(4));
+  ForgetRequests();
+  source_->Hold();
+  const auto first = StartRead(*layer_, 0, 10000);
+  ASSERT_TRUE(source_->AwaitHeld(1)) << (first->ended() ? first->status().ToString() : "waits");
+  const auto second = StartRead(*layer_, 100, 10000);
+  source_->Release();
+  for (const auto& read : {first, second}) ASSERT_TRUE(read->Await());
+  EXPECT_TRUE(Same(first->bytes(), DataArea(whole).substr(0, 10000))) << first->status();
+  EXPECT_TRUE(Same(second->bytes(), DataArea(whole).substr(100, 10000))) << second->status();
+  EXPECT_EQ(RequestCount(), 1u);
+  EXPECT_EQ(layer_->state(), LayerState::kComplete);
 }
 
 TEST_F(ScrubTest, AComparisonThatIsInterruptedIsNotDone) {
