@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -14,6 +15,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/fault.h"
 #include "base/file.h"
@@ -24,6 +26,7 @@
 #include "daemon/privileges.h"
 #include "daemon/state_root.h"
 #include "fuse/keeper.h"
+#include "fuse/server.h"
 
 namespace {
 
@@ -88,9 +91,28 @@ absl::StatusOr<Config> ReadConfigOfSuccessor(const Arguments& arguments) {
 absl::StatusOr<Config> ReadConfigOfKeeper(const Arguments& arguments, bool goes_on) {
   absl::StatusOr<Config> config = ReadConfig(arguments);
   if (config.ok() || !goes_on) return config;
+  // Where the last good one lies only the keeper that died can say, unless the command line does.
   Arguments before = arguments;
+  const std::vector<std::string> kept = lazyblob::fuse::KeptDaemonArguments();
+  for (size_t i = 0; before.root.empty() && i + 1 < kept.size(); ++i) {
+    if (kept[i] == "--root") before.root = kept[i + 1];
+  }
   if (before.root.empty()) before.root = Config().root;
   return ReadConfigOfSuccessor(before);
+}
+
+// A kernel that limits requests aborts the connection when one is older, and the daemon may have had it for
+// half of that. The limit is that of the moment in which the connection was made, which the daemon has
+// written down.
+absl::Duration ErrorAfter(const Config& config, bool goes_on) {
+  const absl::Duration deadline = absl::Ceil(config.fuse.read_deadline, absl::Seconds(1));
+  uint64_t limit = lazyblob::fuse::KernelRequestLimit();
+  if (goes_on) {
+    const auto text = lazyblob::base::ReadFile(config.root + "/fuse_request_limit", 64);
+    uint64_t kept = 0;
+    if (text.ok() && absl::SimpleAtoi(*text, &kept)) limit = kept;
+  }
+  return limit == 0 ? deadline : std::min(deadline, absl::Floor(absl::Seconds(limit) / 4, absl::Seconds(1)));
 }
 
 absl::Status StartFresh(const Arguments& arguments, const Config& config) {
@@ -125,8 +147,7 @@ absl::Status BecomeKeeper(const Arguments& arguments) {
   std::string keeper = absl::StrCat(self.substr(0, self.rfind('/')), "/lazyblob-keeper");
   std::vector<std::string> words = {keeper};
   if (arguments.ready_fd >= 0) words.push_back(absl::StrCat("--ready-fd=", arguments.ready_fd));
-  const absl::Duration deadline = absl::Ceil(config.fuse.read_deadline, absl::Seconds(1));
-  words.push_back(absl::StrCat("--error-after=", absl::ToInt64Seconds(deadline)));
+  words.push_back(absl::StrCat("--error-after=", absl::ToInt64Seconds(ErrorAfter(config, goes_on))));
   if (arguments.standalone) unsetenv("NOTIFY_SOCKET");  // of whatever service a person's shell runs in
   words.insert(words.end(), {"--", self, "--root", config.root});
   if (!arguments.config.empty()) words.insert(words.end(), {"--config", arguments.config});

@@ -38,7 +38,12 @@ absl::StatusOr<KeeperOptions> ParseKeeperArguments(const std::vector<std::string
   return options;
 }
 
-bool KeeperGoesOn() { return internal::CheckListenDescriptors().ok(); }
+bool KeeperGoesOn() { return internal::PeekListenDescriptors().ok(); }
+
+std::vector<std::string> KeptDaemonArguments() {
+  const auto state = internal::PeekListenDescriptors();
+  return state.ok() ? state->arguments : std::vector<std::string>();
+}
 
 int RunKeeper(const KeeperOptions& options) {
   return options.check_state ? internal::CheckState(options) : internal::KeeperLoop(options).Run();

@@ -37,6 +37,9 @@ absl::StatusOr<KeeperOptions> ParseKeeperArguments(const std::vector<std::string
 // used: then RunKeeper goes on with it, also that of a program of the same release that this process
 // executes. Else RunKeeper starts afresh.
 bool KeeperGoesOn();
+// The daemon's arguments (without the program) as that keeper had them; empty when there is none, or when it
+// was of a release that did not leave them.
+std::vector<std::string> KeptDaemonArguments();
 
 // Runs until the daemon has said Shutdown and is gone, or cannot be started while nothing is mounted; then
 // everything that was mounted is unmounted (lazily where busy). Returns the exit code for main: the daemon's

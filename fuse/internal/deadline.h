@@ -18,11 +18,12 @@ inline absl::Duration RequestDeadline(absl::Duration budget, uint64_t kernel_lim
   return std::min(deadline, absl::Seconds(kernel_limit_seconds) / 2);
 }
 
-// The same for a request that came again after a predecessor had it: the kernel counts from the first time.
+// The same for a request that came again after a predecessor had it: the kernel counts from the first time,
+// and there may have been several.
 inline absl::Duration ResentDeadline(absl::Duration budget, uint64_t kernel_limit_seconds) {
   const absl::Duration deadline = RequestDeadline(budget, kernel_limit_seconds);
   if (kernel_limit_seconds == 0) return deadline;
-  return std::min(deadline, absl::Seconds(kernel_limit_seconds) / 4);
+  return std::min(deadline, absl::Seconds(kernel_limit_seconds) / 8);
 }
 
 }  // namespace lazyblob::fuse::internal

@@ -29,7 +29,7 @@ void KeeperLoop::BeginErrors() {
   const int device = connection_.device.get();
   const int flags = fcntl(device, F_GETFL);
   if (flags < 0 || fcntl(device, F_SETFL, flags | O_NONBLOCK) != 0) return GiveUp("the FUSE device is lost");
-  Say(absl::StrCat("no lazyblobd has been ready for ", absl::FormatDuration(options_.error_after),
+  Say(absl::StrCat("no lazyblobd has served lastingly for ", absl::FormatDuration(options_.error_after),
                    "; until one serves, reads fail with EIO"));
   manager_.Notify("STATUS=no lazyblobd serves: reads fail").IgnoreError();
   answering_errors_ = true;
@@ -44,9 +44,9 @@ void KeeperLoop::AnswerErrors() {
     if (size < 0 && (errno == EINTR || errno == ENOENT)) continue;  // ENOENT: it was withdrawn
     if (size < static_cast<ssize_t>(sizeof(fuse_in_header))) {
       if (size < 0 && errno == EAGAIN) return;
-      answering_errors_ = false;  // the connection has ended
+      answering_errors_ = false;
       errors_at_ = absl::InfiniteDuration();
-      return;
+      return CheckConnection();
     }
     fuse_in_header request;
     memcpy(&request, request_.data(), sizeof request);

@@ -21,7 +21,10 @@
 namespace lazyblob::fuse::internal {
 namespace {
 
-constexpr int kStartsAtOnce = 3;  // of daemons that are never ready; then with pauses that double
+constexpr int kStartsAtOnce = 3;  // of daemons that do not last; then with pauses that double
+// After Ready. A request that makes every daemon crash comes again at once, its bytes from a registry a
+// little later.
+constexpr absl::Duration kLasting = absl::Seconds(10);
 constexpr absl::Duration kFirstPause = absl::Seconds(1);
 constexpr absl::Duration kLongestPause = absl::Seconds(30);
 constexpr absl::Duration kLivenessPeriod = absl::Seconds(1);
@@ -29,6 +32,12 @@ constexpr absl::Duration kLivenessPeriod = absl::Seconds(1);
 std::string Ending(int wait_status) {
   if (WIFSIGNALED(wait_status)) return absl::StrCat("was killed by signal ", WTERMSIG(wait_status));
   return absl::StrCat("ended with exit code ", WEXITSTATUS(wait_status));
+}
+
+// Not told by anybody else: SIGKILL comes from outside, and whether it was a crash is not known of a process
+// that cannot be reaped.
+bool Crashed(std::optional<int> wait_status) {
+  return wait_status && !(WIFSIGNALED(*wait_status) && WTERMSIG(*wait_status) == SIGKILL);
 }
 
 absl::Duration PauseAfter(int failed_starts) {
@@ -157,7 +166,8 @@ absl::Status KeeperLoop::StartNextDaemon() {
 
 void KeeperLoop::Step() {
   std::vector<pollfd> wait = {{signals_.get(), POLLIN, 0}};
-  const bool listening = socket_.valid() && !(upgrade_ && upgrade_->checked);
+  // The daemon of a later session may be what operations under way wait for.
+  const bool listening = socket_.valid() && !(upgrade_ && upgrade_->checked && upgrade_->session == session_);
   if (socket_.valid() && (listening || !outgoing_.empty())) {
     wait.push_back(
         {socket_.get(), static_cast<short>((listening ? POLLIN : 0) | (outgoing_.empty() ? 0 : POLLOUT)), 0});
@@ -257,6 +267,8 @@ void KeeperLoop::CheckTimers() {
   if (daemon_ > 0 && now >= next_liveness_check_) {
     // With a thread that hangs in the kernel neither the socket ends nor the process can be reaped.
     next_liveness_check_ = now + kLivenessPeriod;
+    CheckConnection();
+    if (ended_) return;
     if (IsDying(daemon_)) {
       ReapChildren();
       if (daemon_ > 0 && socket_.valid() && IsDying(daemon_)) DaemonGone(std::nullopt);
@@ -294,8 +306,9 @@ void KeeperLoop::DaemonGone(std::optional<int> wait_status) {
   reap_deadline_ = stop_deadline_ = next_liveness_check_ = absl::InfiniteDuration();
   taken_ = false;
   const bool told_to_end = std::exchange(handing_over_, false);
-  failed_starts_ = ready_ || told_to_end ? 0 : failed_starts_ + 1;
-  if (ready_ || errors_at_ == absl::InfiniteDuration()) errors_at_ = Now() + options_.error_after;
+  const bool lasted = ready_ && (told_to_end || !Crashed(wait_status) || Now() >= ready_at_ + kLasting);
+  failed_starts_ = lasted || told_to_end ? 0 : failed_starts_ + 1;
+  if (lasted || errors_at_ == absl::InfiniteDuration()) errors_at_ = Now() + options_.error_after;
   bool by_itself = wait_status && WIFEXITED(*wait_status);
   exit_code_ = by_itself ? WEXITSTATUS(*wait_status) : 1;
   const bool never_ready = !good_program_.fd.valid();
@@ -307,10 +320,11 @@ void KeeperLoop::DaemonGone(std::optional<int> wait_status) {
     GiveUp(what + "; it was never ready, and nothing is mounted");
   } else {
     Say(what);
-    if (!ready_ && !never_ready && !fall_back_) {
+    if (!ready_ && !told_to_end && !never_ready && !fall_back_) {
       Say("it was never ready; the program of its predecessor is started again");
       fall_back_ = true;
     }
+    if (upgrade_ && upgrade_->id) AbandonUpgrade("lazyblobd ended meanwhile");
     Restart();
   }
 }
@@ -320,7 +334,8 @@ void KeeperLoop::Restart() {
   const absl::Duration pause = PauseAfter(failed_starts_);
   if (pause == absl::ZeroDuration()) return StartAgain();
   Say(absl::StrCat("lazyblobd has ended ", failed_starts_,
-                   " times without being ready; it is started again in ", absl::FormatDuration(pause)));
+                   " times in a row without serving for long; it is started again in ",
+                   absl::FormatDuration(pause)));
   restart_at_ = Now() + pause;
 }
 
@@ -329,6 +344,15 @@ void KeeperLoop::StartAgain() {
   if (status.ok()) return;
   Say(absl::StrCat("start lazyblobd again: ", status.message()));
   restart_at_ = Now() + kFirstPause;
+}
+
+// A connection that was ended (by a kernel's limit on requests, or by hand) never works again, and nobody
+// else notices.
+void KeeperLoop::CheckConnection() {
+  pollfd device{connection_.device.get(), 0, 0};
+  if (aborted_ || shutting_down_ || stopping_ || ended_ || device.fd < 0) return;
+  if (poll(&device, 1, 0) <= 0 || (device.revents & POLLERR) == 0) return;
+  GiveUp("the kernel has ended the FUSE connection (fs.fuse.*_request_timeout?); start the containers again");
 }
 
 void KeeperLoop::GiveUp(const std::string& why) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/file.h"
@@ -36,8 +37,8 @@ void Say(const std::string& line);  // to whoever reads the log
 // For RunKeeper with --check-state.
 int CheckState(const KeeperOptions& options);
 
-// OK: a keeper in this process could go on with what the service manager has kept.
-absl::Status CheckListenDescriptors();
+// Of a dead keeper, if one in this process could go on with what the service manager has kept.
+absl::StatusOr<KeeperState> PeekListenDescriptors();
 
 class KeeperLoop {
  public:
@@ -104,6 +105,7 @@ class KeeperLoop {
   void DaemonGone(std::optional<int> wait_status);
   void HandOver();
   void GiveUp(const std::string& why);
+  void CheckConnection();
   void ReapChildren();
   void ReadSignals();
   void CheckTimers();
@@ -190,11 +192,12 @@ class KeeperLoop {
   Held good_program_;               // of the last daemon that was ready
   bool fall_back_ = false;          // start that one: the last start has failed
   bool ready_ = false;              // the daemon has said so
+  bool told_ready_ = false;         // the service manager was told that the keeper serves
   bool taken_ = false;              // it has the connection
   bool handing_over_ = false;       // the daemon was told to end for a successor
   std::map<std::string, KeptSocket> sockets_;
   uint64_t session_ = 0;   // number of daemons started; 0 is nobody's
-  int failed_starts_ = 0;  // in a row
+  int failed_starts_ = 0;  // in a row; and crashes soon after Ready
   std::optional<Upgrade> upgrade_;
 
   bool answering_errors_ = false;
@@ -220,7 +223,8 @@ class KeeperLoop {
   absl::Duration stop_deadline_ = absl::InfiniteDuration();     // after a signal was forwarded
   absl::Duration unmount_deadline_ = absl::InfiniteDuration();  // after Shutdown
   absl::Duration restart_at_ = absl::InfiniteDuration();        // after daemons that were never ready
-  absl::Duration errors_at_ = absl::InfiniteDuration();         // unless one is ready before
+  absl::Duration errors_at_ = absl::InfiniteDuration();         // unless one has the connection then
+  absl::Duration ready_at_ = -absl::InfiniteDuration();         // when the daemon was
 };
 
 }  // namespace lazyblob::fuse::internal

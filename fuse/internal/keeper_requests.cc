@@ -171,8 +171,7 @@ absl::Status KeeperLoop::TakeSocket(const Message& message) {
 absl::Status KeeperLoop::Ready(const Message& message) {
   RETURN_IF_ERROR(DecodeEmpty(message.body));
   ready_ = true;
-  failed_starts_ = 0;
-  errors_at_ = absl::InfiniteDuration();
+  ready_at_ = Now();
   std::string old;
   if (started_program_.valid()) {
     old = good_program_.name;
@@ -181,7 +180,9 @@ absl::Status KeeperLoop::Ready(const Message& message) {
   }
   Save();
   Forget(old);
-  manager_.Notify(absl::StrCat("READY=1\nSTATUS=lazyblobd ", session_, " serves")).IgnoreError();
+  manager_.Notify(absl::StrCat(told_ready_ ? "" : "READY=1\n", "STATUS=lazyblobd ", session_, " serves"))
+      .IgnoreError();
+  told_ready_ = true;
   Answer(session_, message.type, message.id, absl::OkStatus(), "");
   return absl::OkStatus();
 }

@@ -71,11 +71,11 @@ int CheckState(const KeeperOptions& options) {
   return 1;
 }
 
-absl::Status CheckListenDescriptors() {
+absl::StatusOr<KeeperState> PeekListenDescriptors() {
   HeldDescriptors held = CopyListenDescriptors();
   StateFile file(Take(&held, kStateName));
   if (file.fd() < 0) return absl::NotFoundError("nothing was kept");
-  return ReadState(&file, held).status();
+  return ReadState(&file, held);
 }
 
 absl::Status KeeperLoop::BeginState() {
@@ -95,7 +95,10 @@ absl::Status KeeperLoop::BeginState() {
   for (const auto& left : held) Forget(left.first);
   if (state_.fd() >= 0) return absl::OkStatus();
   ASSIGN_OR_RETURN(state_, StateFile::Create());
-  return manager_.Store(kStateName, state_.fd());
+  Forget(kStateName);  // one that cannot be used: names are not replaced
+  absl::Status status = manager_.Store(kStateName, state_.fd());
+  if (!status.ok()) Say(absl::StrCat("mounts will not outlive this keeper: ", status.message()));
+  return absl::OkStatus();
 }
 
 absl::Status KeeperLoop::Resume(HeldDescriptors* held) {
@@ -120,6 +123,7 @@ absl::Status KeeperLoop::Resume(HeldDescriptors* held) {
     if (fd.valid()) sockets_[socket.name] = {socket.place, {std::move(fd), socket.held}};
   }
   ready_ = state.ready;
+  told_ready_ = good_program_.fd.valid();
   if (same_process_) {
     oom_score_adj_ = state.oom_score_adj;
     socket_ = Take(held, kDaemonName);
@@ -135,6 +139,8 @@ absl::Status KeeperLoop::Resume(HeldDescriptors* held) {
     state.predecessors.push_back(state.daemon);
     for (const auto& process : state.predecessors) EndStray(process);
     for (const std::string& target : state.pending) UndoPending(target);
+    // However long the daemon needs: a start that takes too long is ended, with all that is mounted.
+    if (told_ready_) manager_.Notify("READY=1\nSTATUS=going on, lazyblobd starts").IgnoreError();
   }
   if (!ready_ || !same_process_) errors_at_ = Now() + options_.error_after;
   return absl::OkStatus();
@@ -199,6 +205,7 @@ KeeperState KeeperLoop::State() const {
   if (daemon_ > 0) state.daemon = {daemon_, StartTimeOf(daemon_)};
   for (pid_t pid : predecessors_) state.predecessors.push_back({pid, StartTimeOf(pid)});
   state.program = program_;
+  state.arguments.assign(options_.daemon.begin() + 1, options_.daemon.end());
   state.oom_score_adj = oom_score_adj_;
   state.ready = ready_;
   state.taken = taken_;
@@ -324,6 +331,7 @@ void KeeperLoop::FinishUpgrade() {
   program_ = upgrade_->daemon_program;
   KeeperState state = State();
   state.hand_over = daemon_ > 0 && session_ == upgrade_->session;
+  state.fall_back = false;  // as HandOver says
   absl::Status status = SaveState(state);
   const std::map<std::string, int> held = Descriptors();
   if (status.ok()) {

@@ -22,6 +22,7 @@ constexpr size_t kSlotHeaderBytes = 24 + kDigestBytes;
 constexpr size_t kMaxString = 64 * 1024;
 
 // Records. A keeper that does not know one goes on without it only if the highest bit is set.
+constexpr uint32_t kMayBeIgnored = uint32_t{1} << 31;
 enum class Record : uint32_t {
   kConnection = 1,
   kInit = 2,
@@ -30,8 +31,8 @@ enum class Record : uint32_t {
   kSocket = 5,
   kPending = 6,
   kPredecessor = 7,
+  kArgument = kMayBeIgnored | 1,
 };
-constexpr uint32_t kMayBeIgnored = uint32_t{1} << 31;
 
 void Put(Record type, BodyWriter body, BodyWriter* out) {
   out->U32(static_cast<uint32_t>(type)).String(body.Take());
@@ -100,6 +101,9 @@ absl::Status DecodeRecord(uint32_t type, absl::string_view bytes, KeeperState* s
       state->predecessors.push_back(process);
       break;
     }
+    case Record::kArgument:
+      state->arguments.push_back(body.String(kMaxString));
+      break;
     default:
       if ((type & kMayBeIgnored) != 0) return absl::OkStatus();
       return absl::FailedPreconditionError(
@@ -180,6 +184,7 @@ std::string EncodeState(const KeeperState& state) {
   for (const auto& socket : state.sockets) {
     Put(Record::kSocket, BodyWriter().String(socket.name).String(socket.place).String(socket.held), &out);
   }
+  for (const std::string& word : state.arguments) Put(Record::kArgument, BodyWriter().String(word), &out);
   for (const std::string& target : state.pending) Put(Record::kPending, BodyWriter().String(target), &out);
   for (const auto& process : state.predecessors) {
     Put(Record::kPredecessor, BodyWriter().U32(static_cast<uint32_t>(process.pid)).U64(process.start), &out);

@@ -51,6 +51,7 @@ struct KeeperState {
   Process daemon;
   std::vector<Process> predecessors;
   std::string program;
+  std::vector<std::string> arguments;  // of every daemon, as the keeper was given them
   std::string oom_score_adj;
   bool ready = false;
   bool taken = false;

@@ -18,6 +18,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "fuse/internal/mount_syscalls.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/fuse/fake_service_manager.h"
@@ -37,6 +38,21 @@ using ::testing::UnorderedElementsAre;
 std::string Contents(const std::string& path) {
   auto bytes = base::ReadFile(path, 1 << 20);
   return bytes.ok() ? *bytes : std::string(bytes.status().message());
+}
+
+// As a kernel does for a request that is too old. False: the keeper holds no mount.
+bool AbortConnectionOf(pid_t keeper) {
+  const std::string directory = absl::StrCat("/proc/", keeper, "/fd");
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    std::error_code error;
+    struct statx st{};
+    if (std::filesystem::read_symlink(entry.path(), error) != "/" ||
+        statx(AT_FDCWD, entry.path().c_str(), AT_STATX_DONT_SYNC, STATX_TYPE, &st) != 0) {
+      continue;
+    }
+    return internal::AbortConnection(st.stx_dev_minor).ok();
+  }
+  return false;
 }
 
 // 0, or an errno; and the connection, which lasts as long as that.
@@ -218,6 +234,65 @@ TEST_F(KeeperRestartTest, WithoutWhatWasKeptTheNextKeeperStartsAfresh) {
   EXPECT_THAT(harness_->stderr_text(), AllOf(HasSubstr("what the service manager has kept cannot be used"),
                                              HasSubstr("was not kept")));
   EXPECT_THAT(manager_.Stored(), ElementsAre("state", "fuse", "mount"));
+  EXPECT_EQ(manager_.refused(), 0);
+  // The new state is the one that the keeper after it finds.
+  EXPECT_EQ(daemon->Do(harness_->ServeCommand()), "OK");
+  const std::string target = Mount(*daemon, "another");
+  KillKeeper();
+  harness_->Start();
+  daemon = Next();
+  ASSERT_NE(daemon, nullptr);
+  EXPECT_EQ(daemon->Do("mounted"), absl::StrCat("[", target, "]"));
+}
+
+TEST_F(KeeperRestartTest, TheServiceManagerNeedNotWaitForTheDaemonOfAKeeperThatGoesOn) {
+  const std::string programs = Programs("programs");
+  harness_->SetManager(&manager_);
+  harness_->SetPrograms(LAZYBLOB_KEEPER, programs + "/daemon");
+  auto daemon = StartServing();
+  ASSERT_NE(daemon, nullptr);
+  Mount(*daemon, "layer");
+  EXPECT_EQ(daemon->Do("ready"), "OK");
+  EXPECT_TRUE(manager_.AwaitLine("READY=1"));
+  manager_.ForgetLines();
+  KillKeeper();
+  harness_->Start();
+  ASSERT_NE(Next(), nullptr);  // says nothing
+  EXPECT_TRUE(manager_.AwaitLine("READY=1")) << harness_->stderr_text();
+}
+
+TEST_F(KeeperRestartTest, AReadThatCrashesEveryDaemonAfterItsReadyEndsInTime) {
+  auto daemon = StartServing({"--error-after=1"});
+  ASSERT_NE(daemon, nullptr);
+  const std::string target = Mount(*daemon, "layer");
+  EXPECT_EQ(daemon->Do("ready"), "OK");
+  HoldRead(*daemon, target);
+  for (int crash = 1; crash <= 4; ++crash) {
+    ASSERT_EQ(kill(daemon->pid(), SIGABRT), 0);
+    daemon = crash < 4 ? Next() : nullptr;
+    if (crash == 4) break;
+    ASSERT_NE(daemon, nullptr);
+    EXPECT_EQ(daemon->Do("serve-held " + harness_->blob_path()), "OK");
+    EXPECT_EQ(daemon->Do("ready"), "OK");
+  }
+  EXPECT_TRUE(harness_->AwaitStderr("4 times in a row without serving for long; it is started again in 1s"));
+  reader_.join();
+  EXPECT_THAT(seen_, HasSubstr("Input/output error"));
+  daemon = Next();
+  ASSERT_NE(daemon, nullptr);
+  EXPECT_EQ(daemon->Do("serve-resend " + harness_->blob_path()), "OK");
+  EXPECT_EQ(Contents(target + "/whole"), harness_->image().whole);
+}
+
+TEST_F(KeeperRestartTest, AConnectionThatTheKernelHasEndedEndsTheKeeper) {
+  auto daemon = StartServing();
+  ASSERT_NE(daemon, nullptr);
+  const std::string target = Mount(*daemon, "layer");
+  EXPECT_EQ(daemon->Do("ready"), "OK");
+  EXPECT_TRUE(AbortConnectionOf(harness_->keeper()));
+  EXPECT_EQ(harness_->Wait(), 1);
+  EXPECT_THAT(harness_->stderr_text(), HasSubstr("the kernel has ended the FUSE connection"));
+  EXPECT_THAT(MountLines(target), IsEmpty());
 }
 
 TEST_F(KeeperRestartTest, WhileNoDaemonStartsReadsFailInTimeAndLaterOnesWork) {
@@ -232,7 +307,7 @@ TEST_F(KeeperRestartTest, WhileNoDaemonStartsReadsFailInTimeAndLaterOnesWork) {
   reader_.join();
   EXPECT_THAT(seen_, HasSubstr("Input/output error"));
   EXPECT_THAT(Contents(target + "/cut"), HasSubstr("Input/output error")) << "one that comes now";
-  EXPECT_TRUE(harness_->AwaitStderr("times without being ready; it is started again in 1s"));
+  EXPECT_TRUE(harness_->AwaitStderr("times in a row without serving for long; it is started again in 1s"));
   EXPECT_TRUE(harness_->AwaitStderr("until one serves, reads fail with EIO"));
   // The right program again, and one is told so.
   std::filesystem::remove(programs + "/daemon");

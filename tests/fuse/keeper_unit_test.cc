@@ -139,6 +139,7 @@ internal::KeeperState SomeState() {
   state.daemon = {1234, 5678};
   state.predecessors = {{12, 34}};
   state.program = "/usr/sbin/lazyblobd";
+  state.arguments = {"--root", "/data"};
   state.oom_score_adj = "-999";
   state.ready = true;
   state.mounts = {{1, "/m/a", 100, false}, {3, "/m/b", 101, true}};
@@ -155,6 +156,7 @@ TEST(KeeperState, GoesBothWays) {
   EXPECT_EQ(state->mounts[1].target, "/m/b");
   EXPECT_EQ(state->sockets[0].place, "1:2");
   EXPECT_EQ(state->daemon.start, 5678u);
+  EXPECT_THAT(state->arguments, ElementsAre("--root", "/data"));
 }
 
 TEST(KeeperState, NewerRecordsAreIgnoredOrRefusedAsTheySay) {
@@ -200,7 +202,7 @@ TEST(HeldWord, NamesDescriptorsThatAreOpen) {
 }
 
 // What KeeperGoesOn says in a process that is given `state` (empty: a file that nobody has written) and
-// `others`.
+// `others`; the arguments of SomeState are then what KeptDaemonArguments says.
 bool GoesOnWith(const std::string& state, const std::vector<std::string>& others) {
   const pid_t child = fork();
   if (child == 0) {
@@ -217,6 +219,7 @@ bool GoesOnWith(const std::string& state, const std::vector<std::string>& others
     setenv("LISTEN_FDS", absl::StrCat(1 + others.size()).c_str(), 1);
     setenv("LISTEN_FDNAMES", names.c_str(), 1);
     const bool goes_on = KeeperGoesOn();
+    if (KeptDaemonArguments() != (goes_on ? SomeState().arguments : std::vector<std::string>())) _exit(3);
     _exit(KeeperGoesOn() == goes_on && goes_on ? 0 : 1);  // asked again: nothing was taken
   }
   int status = 0;

@@ -300,8 +300,8 @@ TEST(RequestDeadlineTest, StaysInsideTheBudgetAndTheKernelsLimit) {
 
 TEST(RequestDeadlineTest, WhatAPredecessorHadIsOlder) {
   EXPECT_EQ(internal::ResentDeadline(absl::Seconds(60), 0), absl::Seconds(54));
-  EXPECT_EQ(internal::ResentDeadline(absl::Seconds(60), 20), absl::Seconds(5));
-  EXPECT_EQ(internal::ResentDeadline(absl::Seconds(4), 20), absl::Seconds(3.6));
+  EXPECT_EQ(internal::ResentDeadline(absl::Seconds(60), 20), absl::Seconds(2.5));
+  EXPECT_EQ(internal::ResentDeadline(absl::Seconds(2), 20), absl::Seconds(1.8));
 }
 
 TEST(KernelRequestLimitTest, TheSmallerOneCountsButNotBelowWhatTheKernelTakes) {
