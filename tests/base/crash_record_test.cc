@@ -89,8 +89,11 @@ class CrashRecordTest : public ::testing::Test {
   const std::string path_ = directory_.File("crashes");
 };
 
+// A sanitizer's reports end the process in their own way.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;  // its reports end the process in their own way
+constexpr bool kSanitized = true;
+#elif defined(__has_feature)
+constexpr bool kSanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
 #else
 constexpr bool kSanitized = false;
 #endif

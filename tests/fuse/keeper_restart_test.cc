@@ -190,7 +190,7 @@ TEST_F(KeeperRestartTest, SocketsAndTheGoodProgramOutliveTheKeeper) {
   harness_->Start();
   daemon = Next();  // what lies at the path now cannot start
   ASSERT_NE(daemon, nullptr);
-  EXPECT_EQ(daemon->Do("accept control another"), "1");
+  EXPECT_EQ(daemon->Do("accept control another"), "1") << harness_->stderr_text();
   EXPECT_THAT(harness_->stderr_text(), HasSubstr("the program of its predecessor is started again"));
   EXPECT_THAT(manager_.Stored(), UnorderedElementsAre("state", "fuse", "mount", "socket", "program"));
 }
