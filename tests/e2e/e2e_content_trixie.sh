@@ -46,7 +46,7 @@ machine() {
   tls_registry "$1" "$WORK/images/registry"
   serve_configure "$1" "[content]
 enabled = true
-containerd_address = \"$SCRATCH/c-$1/containerd.sock\""
+containerd_address = \"$SCRATCH/containerd-$1/containerd.sock\""
   mkdir -p "$LB_HOSTS/$REG"
   printf 'server = "https://%s"\nca = "%s"\n' "$REG" "$SCRATCH/ca.crt" > "$LB_HOSTS/$REG/hosts.toml"
   serve_start
