@@ -229,7 +229,7 @@ part_manager() {
   done
   log "manager: $((i - 1)) keepers died"
   load_end manager
-  grep -qx 'ended 0' "$SCRATCH/manager" || fail "manager: the last keeper ended otherwise: $(tail -2 "$SCRATCH/manager")"
+  wait_until 10 'manager: the last keeper ended otherwise: $(tail -2 "$SCRATCH/manager")' grep -qx 'ended 0' "$SCRATCH/manager"
   awk '$1 == "stored" {n[$2]++} $1 == "removed" {delete n[$2]} END {for (name in n) print name}' "$SCRATCH/manager" > "$SCRATCH/out"
   [ ! -s "$SCRATCH/out" ] || fail "manager: it still has $(tr '\n' ' ' < "$SCRATCH/out")"
   STARTER=()

@@ -71,6 +71,8 @@ PYTHON
   wait_until 60 'the rot is not found: $(status .scrub)' rot_found
   [ "$(status '[.layers[].rotten_chunks] | add')" = 1 ] || die "counted otherwise: $(status .layers)"
   wait_until 60 'nothing in the log: $(tail -3 "$LB_LOG")' grep -q 'cached chunks do not have their SHA-256' "$LB_LOG"
+  # containerd, which was refused meanwhile, tries again in its own time
+  wait_until 60 "containerd does not reach lazyblobd" ctr_ snapshots --snapshotter lazyblob ls
   [ "$(hash_in "$ref" after)" = "$wanted" ] || die "wrong bytes: $(cat "$SCRATCH/after"), expected $wanted"
   fsck_clean
   if [ "$before" -gt 0 ]; then
