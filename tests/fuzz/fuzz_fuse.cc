@@ -245,6 +245,9 @@ class Connection {
 
 }  // namespace
 
+// libfuse keeps an interrupt whose request it does not know, and forgets the last ones when the session ends.
+extern "C" const char* __lsan_default_suppressions() { return "leak:fuse_session_process_buf_int"; }
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   absl::string_view rest(reinterpret_cast<const char*>(data), size);
   if (rest.size() < 3) return 0;
