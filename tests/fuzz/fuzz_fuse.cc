@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -165,7 +166,11 @@ class Connection {
       request.opcode = opcode;
       request.size = As<fuse_read_in>(body).size;
     }
-    Require(send(kernel_.get(), message.data(), message.size(), MSG_NOSIGNAL) >= 0);
+    ssize_t sent = -1;
+    do {
+      sent = send(kernel_.get(), message.data(), message.size(), MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    Require(sent >= 0);
   }
 
   // False when the answers are not those that must come.
@@ -173,6 +178,7 @@ class Connection {
     static auto* const buffer = new std::vector<char>(2 << 20);
     while (!outstanding_.empty()) {
       const ssize_t size = recv(kernel_.get(), buffer->data(), buffer->size(), 0);
+      if (size < 0 && errno == EINTR) continue;  // libFuzzer's clock
       if (size < static_cast<ssize_t>(sizeof(fuse_out_header))) return false;
       const absl::string_view message(buffer->data(), static_cast<size_t>(size));
       const auto header = As<fuse_out_header>(message);
