@@ -528,7 +528,10 @@ absl::StatusOr<MountNamespace> NamespaceBehind(const std::string& socket_path) {
   if (peer.pid <= 0) {
     return absl::NotFoundError(absl::StrCat("who listens on ", socket_path, " is in another pid namespace"));
   }
-  std::string process = absl::StrCat("/proc/", peer.pid);
+  return NamespaceOf(absl::StrCat("/proc/", peer.pid));
+}
+
+absl::StatusOr<MountNamespace> NamespaceOf(const std::string& process) {
   struct stat st;
   if (stat((process + "/ns/mnt").c_str(), &st) != 0) return base::ErrnoStatus(errno, process + "/ns/mnt");
   MountNamespace result;

@@ -65,7 +65,9 @@ Findings CheckContainerd(const absl::StatusOr<ContainerdFacts>& facts, const std
 Findings CheckContentStore(const absl::StatusOr<ContainerdFacts>& facts, bool enabled,
                            const std::string& address);
 
-// The process that listens on a unix socket, and its mount namespace.
+// The mount namespace of a process, given as its directory in /proc.
+absl::StatusOr<MountNamespace> NamespaceOf(const std::string& process);
+// Of the process that listens on a unix socket.
 absl::StatusOr<MountNamespace> NamespaceBehind(const std::string& socket);
 
 bool HasFailure(const Findings& findings);

@@ -1,7 +1,6 @@
 #include "daemon/fresh_start.h"
 
 #include <sys/mount.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -56,15 +55,6 @@ std::vector<Mount> ParseMounts(absl::string_view mountinfo, absl::string_view po
     mounts.push_back(std::move(mount));
   }
   return mounts;
-}
-
-absl::StatusOr<MountNamespace> NamespaceOf(const std::string& process) {
-  struct stat st;
-  if (stat((process + "/ns/mnt").c_str(), &st) != 0) return base::ErrnoStatus(errno, process + "/ns/mnt");
-  MountNamespace result;
-  result.id = st.st_ino;
-  ASSIGN_OR_RETURN(result.mountinfo, base::ReadFile(process + "/mountinfo", kMaxMountInfo));
-  return result;
 }
 
 // As mountinfo has it.

@@ -240,10 +240,14 @@ void FetchEngine::Deliver(const Job& job, uint64_t chunk, const Bytes& memory) {
   Settle(std::move(outcome));
 }
 
-void FetchEngine::NoteDiskError(const Layer& layer, const absl::Status& status) {
+bool FetchEngine::MayTell(std::atomic<int64_t>& next) {
   const int64_t now = absl::ToInt64Seconds(Now());
-  int64_t next = next_disk_error_.load(std::memory_order_relaxed);
-  if (now < next || !next_disk_error_.compare_exchange_strong(next, now + kDiskErrorPauseSeconds)) return;
+  int64_t at = next.load(std::memory_order_relaxed);
+  return now >= at && next.compare_exchange_strong(at, now + kDiskErrorPauseSeconds);
+}
+
+void FetchEngine::NoteDiskError(const Layer& layer, const absl::Status& status) {
+  if (!MayTell(next_disk_error_)) return;
   options_.log(absl::StrCat("cannot store chunks of layer ", layer.descriptor().digest.ToString(), " (",
                             base::Printable(status.message()),
                             "); reads are served from memory and fetched again each time: free space below "
@@ -251,9 +255,7 @@ void FetchEngine::NoteDiskError(const Layer& layer, const absl::Status& status) 
 }
 
 void FetchEngine::NoteReadError(const Layer& layer, const absl::Status& status) {
-  const int64_t now = absl::ToInt64Seconds(Now());
-  int64_t next = next_read_error_.load(std::memory_order_relaxed);
-  if (now < next || !next_read_error_.compare_exchange_strong(next, now + kDiskErrorPauseSeconds)) return;
+  if (!MayTell(next_read_error_)) return;
   options_.log(absl::StrCat("cannot read cached chunks of layer ", layer.descriptor().digest.ToString(), " (",
                             base::Printable(status.message()),
                             "); they are fetched again: look after the disk below the root"));

@@ -54,6 +54,8 @@ class FetchEngine final : public JobHost {
 
  private:
   void NoteReadError(const Layer& layer, const absl::Status& status);
+  // Whether it is time to tell of it again; `next`: seconds, not before.
+  bool MayTell(std::atomic<int64_t>& next);
   void FetchLoop() ABSL_LOCKS_EXCLUDED(mutex_);
   // One more, if there may be one: there is always one that looks for work.
   void StartFetchThread() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
