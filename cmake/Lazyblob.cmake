@@ -33,8 +33,19 @@ if(LAZYBLOB_SANITIZE STREQUAL "address")
 elseif(LAZYBLOB_SANITIZE STREQUAL "thread")
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
   add_link_options(-fsanitize=thread)
-else()
-  target_compile_definitions(lazyblob_options INTERFACE $<$<NOT:$<CONFIG:Debug>>:_FORTIFY_SOURCE=2>)
+endif()
+
+# What makes attacks on the programs harder (tests/builds/check_hardening.py), and objects the same wherever they are built
+# (tests/builds/reproducible.sh). Tests do without: they compile faster.
+add_library(lazyblob_hardening INTERFACE)
+if(NOT LAZYBLOB_SANITIZE)
+  include(CheckCXXCompilerFlag)
+  check_cxx_compiler_flag(-fcf-protection=full LAZYBLOB_CF_PROTECTION)  # x86-64
+  target_compile_options(lazyblob_hardening INTERFACE
+    -fstack-clash-protection $<$<BOOL:${LAZYBLOB_CF_PROTECTION}>:-fcf-protection=full>
+    $<$<NOT:$<CONFIG:Debug>>:-U_FORTIFY_SOURCE> $<$<NOT:$<CONFIG:Debug>>:-D_FORTIFY_SOURCE=3>
+    -ffile-prefix-map=${PROJECT_SOURCE_DIR}= -ffile-prefix-map=${PROJECT_BINARY_DIR}=/build)
+  target_link_options(lazyblob_hardening INTERFACE -pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,separate-code)
 endif()
 if(LAZYBLOB_FUZZ)
   add_compile_options(-fsanitize=fuzzer-no-link)
@@ -70,7 +81,7 @@ target_link_libraries(lazyblob_options INTERFACE
 function(lazyblob_library name)
   cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SRCS})
-  target_link_libraries(${name} PUBLIC lazyblob_options ${ARG_DEPS})
+  target_link_libraries(${name} PUBLIC lazyblob_options ${ARG_DEPS} PRIVATE lazyblob_hardening)
   add_dependencies(lazyblob_libraries ${name})
 endfunction()
 
@@ -96,7 +107,7 @@ function(lazyblob_test name)
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE lazyblob_options ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
   if(NOT LAZYBLOB_SANITIZE)  # what is tested is optimised; tests themselves compile twice as fast without
-    target_compile_options(${name} PRIVATE -O0 -U_FORTIFY_SOURCE)
+    target_compile_options(${name} PRIVATE -O0)
   endif()
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   add_test(NAME ${name} COMMAND ${name})
