@@ -321,6 +321,11 @@ void LearnedBlobsImpl::Deleted(const base::Digest& digest) {
   const LearnedImage* const image = images_.Find(digest);
   if (image == nullptr) return;
   const std::vector<oci::Descriptor> layers = image->layers;
+  for (const oci::Descriptor& layer : layers) {
+    if (auto found = blobs_.find(layer.digest); found != blobs_.end() && found->second.record.held) {
+      found->second.record.repositories = Repositories(found->second, /*checked=*/true);
+    }
+  }
   images_.Remove(digest);
   learning_.erase(digest);
   for (const oci::Descriptor& layer : layers) {

@@ -56,7 +56,7 @@ class LearnedBlobsImpl final : public LearnedBlobs {
  private:
   // A layer that some image has, or that was held.
   struct Blob {
-    LazyRecord record;                 // its repositories are those of the time when it was held
+    LazyRecord record;                 // while it is held, its repositories outlive the images that told them
     bool whole = false;                // committed to the store by a client: no lazy blob
     bool contradictory = false;        // images tell different sizes of it
     bool expected = false;             // somebody looks whether a namespace holds it

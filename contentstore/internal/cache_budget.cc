@@ -28,9 +28,9 @@ CacheBudget::Charge& CacheBudget::Charge::operator=(Charge&& other) noexcept {
   return *this;
 }
 
-absl::Status CacheBudget::Charge::Grow(uint64_t bytes) {
+absl::Status CacheBudget::Charge::Grow(uint64_t bytes, CacheRoom room) {
   if (budget_ == nullptr) return absl::OkStatus();
-  RETURN_IF_ERROR(budget_->MakeRoom(bytes));
+  RETURN_IF_ERROR(budget_->MakeRoom(bytes, room));
   bytes_ += bytes;
   return absl::OkStatus();
 }
@@ -102,10 +102,13 @@ bool CacheBudget::Fits(uint64_t bytes) {
   return used <= limit && bytes <= limit - used;
 }
 
-absl::Status CacheBudget::MakeRoom(uint64_t bytes) {
+absl::Status CacheBudget::MakeRoom(uint64_t bytes, CacheRoom room) {
   tick_.fetch_add(1, std::memory_order_relaxed);
   LookAtDisk(false);
   if (TryTake(bytes)) return absl::OkStatus();
+  if (room == CacheRoom::kFree) {
+    return absl::ResourceExhaustedError(absl::StrCat("the cache has no room for ", bytes, " bytes more"));
+  }
   absl::MutexLock lock(&evict_mutex_);
   while (!TryTake(bytes)) {
     if (bytes <= Limit() && EvictSome()) continue;

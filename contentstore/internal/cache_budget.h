@@ -29,6 +29,12 @@ struct CacheLimits {
   const base::Clock* clock = &base::SystemClock();
 };
 
+// Where the room for what comes is from.
+enum class CacheRoom {
+  kEvicting,  // others give way
+  kFree,      // nobody does
+};
+
 // Thread-safe. Shared by the store and the layers that outlive it.
 class CacheBudget {
  public:
@@ -42,8 +48,8 @@ class CacheBudget {
         : budget_(std::move(other.budget_)), bytes_(std::exchange(other.bytes_, 0)) {}
     Charge& operator=(Charge&& other) noexcept;
 
-    // Makes room for `bytes` more and counts them. ResourceExhausted: nothing more gives way.
-    absl::Status Grow(uint64_t bytes);
+    // Counts `bytes` more. ResourceExhausted: there is no such room for them.
+    absl::Status Grow(uint64_t bytes, CacheRoom room = CacheRoom::kEvicting);
     // Counts what is there, whatever the limit.
     void Set(uint64_t bytes);
     uint64_t bytes() const { return bytes_; }
@@ -82,7 +88,7 @@ class CacheBudget {
     uint64_t segment;
   };
 
-  absl::Status MakeRoom(uint64_t bytes) ABSL_LOCKS_EXCLUDED(evict_mutex_);
+  absl::Status MakeRoom(uint64_t bytes, CacheRoom room) ABSL_LOCKS_EXCLUDED(evict_mutex_);
   bool TryTake(uint64_t bytes);
   uint64_t Limit() const;
   void LookAtDisk(bool now);

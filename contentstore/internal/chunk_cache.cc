@@ -221,12 +221,12 @@ void ChunkCache::Doubt(uint64_t first, uint64_t end) {
   ForgetMark();
 }
 
-absl::Status ChunkCache::Store(uint64_t chunk, absl::Span<const uint8_t> bytes) {
+absl::Status ChunkCache::Store(uint64_t chunk, absl::Span<const uint8_t> bytes, CacheRoom room) {
   const layer::Chunk wanted = index_->chunk(chunk);
   if (bytes.size() != wanted.data_size) return absl::InternalError("chunk of the wrong size");
   RETURN_IF_ERROR(base::FaultPoint("contentstore.chunk.write"));
   CacheBudget::Charge coming(budget_);
-  RETURN_IF_ERROR(coming.Grow((wanted.data_size / kDiskBlockBytes + 2) * kDiskBlockBytes));
+  RETURN_IF_ERROR(coming.Grow((wanted.data_size / kDiskBlockBytes + 2) * kDiskBlockBytes, room));
   absl::ReaderMutexLock writing(&evict_mutex_);
   RETURN_IF_ERROR(base::PwriteFull(data_.get(), wanted.data_offset, bytes));
   RETURN_IF_ERROR(base::FaultPoint("contentstore.chunk.written"));

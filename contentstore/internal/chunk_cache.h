@@ -65,7 +65,7 @@ class ChunkCache : public std::enable_shared_from_this<ChunkCache> {
   // Writes verified bytes. An error (ResourceExhausted: the budget has no room; also where the disk takes
   // bytes and does not give them) leaves the chunk as it was; the caller has the bytes still. Who tells
   // others that the chunk is present pins it from before until then.
-  absl::Status Store(uint64_t chunk, absl::Span<const uint8_t> bytes)
+  absl::Status Store(uint64_t chunk, absl::Span<const uint8_t> bytes, CacheRoom room)
       ABSL_LOCKS_EXCLUDED(evict_mutex_, mutex_);
 
   // Chunks [first, end), first < end, that are present, or come to be, stay while it lives; the cache

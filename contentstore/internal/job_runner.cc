@@ -87,12 +87,15 @@ bool JobRunner::Decode(Job::Item* item, absl::Span<const uint8_t> blob_bytes) {
     wrong_ = std::move(status);
     return false;
   }
+  // What comes in the background takes nobody's room, and is the first to give way.
+  const bool wanted = job_.cause != FetchCause::kBackground;
   // Nobody can take it away before those who wait for it, and have pinned it, know that it is there.
-  const ChunkCache::Pin pin(*job_.body->cache, item->chunk_number, item->chunk_number + 1);
+  const ChunkCache::Pin pin(*job_.body->cache, item->chunk_number, item->chunk_number + 1, /*use=*/wanted);
   Bytes memory;
-  status = job_.body->cache->Store(item->chunk_number, scratch_);
+  status =
+      job_.body->cache->Store(item->chunk_number, scratch_, wanted ? CacheRoom::kEvicting : CacheRoom::kFree);
   if (!status.ok()) {
-    host_.NoteDiskError(*job_.layer, status);
+    if (wanted || !absl::IsResourceExhausted(status)) host_.NoteDiskError(*job_.layer, status);
     memory = std::make_shared<const std::vector<uint8_t>>(std::move(scratch_));
     scratch_ = {};
   }

@@ -135,7 +135,7 @@ class Unlazier {
     read.report = [this](uint64_t received) { task_.Report(received); };
     read.log = parts_.log;
     read.pause = [this](bool between_requests) { return Pause(between_requests); };
-    if (background_) read.may_store = [this](uint64_t bytes) { return CheckRoom(bytes).ok(); };
+    if (background_) read.room = CacheRoom::kFree;
     return base::Annotate(ReadWhole(read), Name());
   }
 

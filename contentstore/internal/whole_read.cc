@@ -25,10 +25,7 @@ constexpr int kAttempts = 2;
 // of contents that somebody made otherwise: chunks whose bytes have passed are left out.
 class ChunkFiller {
  public:
-  ChunkFiller(const LayerBody& body, const std::function<bool(uint64_t)>& may_store)
-      : body_(body), may_store_(may_store) {
-    FindNext();
-  }
+  ChunkFiller(const LayerBody& body, CacheRoom room) : body_(body), room_(room) { FindNext(); }
   ~ChunkFiller() { GiveBack(); }
   ChunkFiller(const ChunkFiller&) = delete;
   ChunkFiller& operator=(const ChunkFiller&) = delete;
@@ -95,12 +92,10 @@ class ChunkFiller {
 
   void Store() {
     const auto bytes = absl::MakeConstSpan(buffer_).subspan(chunk_.blob_offset - base_, chunk_.blob_size);
-    if (!may_store_ || may_store_(chunk_.data_size)) {
-      scratch_.resize(chunk_.data_size);
-      const absl::Status right = body_.index->Decode(next_, bytes, absl::MakeSpan(scratch_));
-      // Who needs the chunk asks for it again, and is told what is wrong.
-      if (right.ok()) body_.cache->Store(next_, scratch_).IgnoreError();
-    }
+    scratch_.resize(chunk_.data_size);
+    const absl::Status right = body_.index->Decode(next_, bytes, absl::MakeSpan(scratch_));
+    // Who needs the chunk asks for it again, and is told what is wrong.
+    if (right.ok()) body_.cache->Store(next_, scratch_, room_).IgnoreError();
     Skip();
   }
 
@@ -115,7 +110,7 @@ class ChunkFiller {
   }
 
   const LayerBody& body_;
-  const std::function<bool(uint64_t)>& may_store_;
+  const CacheRoom room_;
   uint64_t next_ = 0;
   layer::Chunk chunk_;  // next_
   uint64_t arrived_ = 0;
@@ -129,7 +124,7 @@ absl::Status ReadOnce(const WholeRead& read, size_t attempt) {
   Layer& layer = *read.layer;
   const oci::Descriptor blob = layer.descriptor();
   WholeCheck check(layer, layer.StartUnpacking(read.limits));
-  ChunkFiller filler(*layer.body(), read.may_store);
+  ChunkFiller filler(*layer.body(), read.room);
   StreamCaller caller = read.caller;
   caller.first_source = attempt;
   uint64_t at = 0;

@@ -41,8 +41,7 @@ struct WholeRead {
   // Called before each request and now and then while its bytes come; may block. Aborted: to end the request,
   // and ask for the rest with another one. Other errors end the reading. Empty: always OK.
   std::function<absl::Status(bool between_requests)> pause;
-  // Whether so many bytes more may be stored. Empty: as many as the cache takes.
-  std::function<bool(uint64_t bytes)> may_store;
+  CacheRoom room = CacheRoom::kEvicting;  // for the chunks
 };
 
 // Blocks. OK: the blob has its digest, and the layer knows what it unpacks to (Layer::NoteUnpacked); what of

@@ -199,6 +199,8 @@ class LazyBlobsTest : public ::testing::Test {
     options.namespaces = &namespaces_;
     options.sources = [this](absl::string_view name) -> std::shared_ptr<contentstore::BlobSource> {
       EXPECT_TRUE(absl::StartsWith(name, "registry:registry.test")) << name;
+      absl::MutexLock lock(&mutex_);
+      asked_sources_.emplace_back(name);
       return source_;
     };
     options.hosts = [this](const std::string&) { return hosts_; };
@@ -280,6 +282,7 @@ class LazyBlobsTest : public ::testing::Test {
   std::vector<std::string> good_hosts_ ABSL_GUARDED_BY(mutex_) = {"registry.test"};
   Answer answer_ ABSL_GUARDED_BY(mutex_);  // instead of good_hosts_
   std::vector<std::string> checked_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> asked_sources_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<contentstore::ContentStore> store_;
   std::unique_ptr<LearnedBlobs> blobs_;
 };

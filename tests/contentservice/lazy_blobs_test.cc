@@ -1,5 +1,7 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <thread>
 
 #include "tests/contentservice/lazy_blobs_harness.h"
@@ -100,6 +102,24 @@ TEST_F(LazyBlobsTest, HeldBlobOutlivesItsManifestAndARestart) {
   Reopen();
   EXPECT_TRUE(Known("layer"));
   EXPECT_TRUE(Listed("layer"));
+}
+
+TEST_F(LazyBlobsTest, WhatALaterImageToldOfAHeldBlobOutlivesThatImage) {
+  Pull({"layer"});
+  ASSERT_TRUE(Known("layer"));
+  namespaces_.Put("default", DigestOf("layer"), {});
+  ASSERT_TRUE(AwaitListed("layer"));
+  const base::Digest later = Pull({"layer", "upper"}, "other");
+  // Decided when the registry has answered.
+  ASSERT_EQ(blobs_->WithChain(ChainOf({"layer", "upper"}), {}, nullptr).size(), 1u);
+  content_.Remove(later);
+  blobs_->Deleted(later);
+  source_->PutBlob("layer");
+  std::array<uint8_t, 5> bytes{};
+  EXPECT_TRUE(blobs_->Read(DigestOf("layer"), 0, absl::MakeSpan(bytes), nullptr).ok());
+  absl::MutexLock lock(&mutex_);
+  EXPECT_THAT(asked_sources_,
+              ::testing::UnorderedElementsAre("registry:registry.test/app", "registry:registry.test/other"));
 }
 
 TEST_F(LazyBlobsTest, ImagesAreLearnedAgainAfterARestartThoughContainerdIsNotThere) {

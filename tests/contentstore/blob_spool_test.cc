@@ -211,7 +211,7 @@ TEST_F(BlobSpoolTest, AnotherSourceGoesOnWhereOneBreaksOrEndsEarly) {
     ASSERT_EQ(second->request_count(), 1);
     EXPECT_EQ(second->requests()[0].range.offset, 100'000);
     layer.reset();
-    ASSERT_TRUE(store_->Remove(made_.descriptor.digest).ok());
+    RemoveOnceUnused(made_.descriptor.digest);
     Close();
   }
 }
@@ -318,7 +318,7 @@ TEST_F(BlobSpoolTest, WhoReadsToTheEndHasTheRightBytesWhateverHappens) {
     clock_.Advance(options_.blob_idle * 2);
   }
   layer.reset();
-  EXPECT_TRUE(store_->Remove(made_.descriptor.digest).ok());
+  RemoveOnceUnused(made_.descriptor.digest);
 }
 
 TEST_F(BlobSpoolTest, CredentialsAreThoseOfSomebodyWhoReads) {
@@ -376,7 +376,7 @@ TEST_F(BlobSpoolTest, ALayerIsRemovedAlthoughItsBlobWasBeingRead) {
   ASSERT_TRUE(ReadByte(*layer, 0).ok());
   const std::string directory = layer->directory();
   layer.reset();
-  ASSERT_TRUE(store_->Remove(made_.descriptor.digest).ok());
+  RemoveOnceUnused(made_.descriptor.digest);
   EXPECT_NE(access(directory.c_str(), F_OK), 0);
 }
 
@@ -450,7 +450,7 @@ TEST_F(BlobSpoolTest, AKeptBlobIsReadWithoutASource) {
   EXPECT_EQ(store_->KeepBlob(*layer, {}, {}).value(), path);
   EXPECT_EQ(RequestCount(), 1);
   layer.reset();
-  ASSERT_TRUE(store_->Remove(made_.descriptor.digest).ok());
+  RemoveOnceUnused(made_.descriptor.digest);
   EXPECT_NE(access(path.c_str(), F_OK), 0);
 }
 
@@ -475,7 +475,7 @@ TEST_F(BlobSpoolTest, AKeptBlobThatRottedIsFetchedAgain) {
     EXPECT_FALSE(Kept(*layer));
     EXPECT_TRUE(absl::StrContains(absl::StrJoin(Log(), "\n"), "damaged"));
     layer.reset();
-    ASSERT_TRUE(store_->Remove(made_.descriptor.digest).ok());
+    RemoveOnceUnused(made_.descriptor.digest);
     Close();
   }
 }

@@ -222,19 +222,30 @@ TEST_F(DiffIdTest, TheBackgroundEvictsNothing) {
   EXPECT_EQ(layer->state(), LayerState::kLazy);
 }
 
+TEST_F(DiffIdTest, WhatTheBackgroundAskedForWhenThereWasRoomEvictsNothing) {
+  options_.max_cache_bytes = 256 * kChunk;
+  Open();
+  const auto other = std::make_shared<GatedBlobSource>("test:other", &clock_);
+  std::shared_ptr<LazyLayer> wanted = AddIndexedFrom(other, MakeTarLayer(230, 8));
+  std::shared_ptr<LazyLayer> filled = AddIndexed(MakeTarLayer(200, 7));
+  source_->Hold();
+  absl::Status status;
+  std::thread fill([&] { status = store_->Unlazy(*filled, Background(), {}); });
+  EXPECT_TRUE(source_->AwaitHeld(1));
+  EXPECT_TRUE(Read(*wanted, 0, wanted->data_size()).ok());
+  const uint64_t cached = wanted->stats().cached_bytes;
+  source_->Release();
+  fill.join();
+  EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+  EXPECT_EQ(wanted->stats().cached_bytes, cached);
+  EXPECT_LT(filled->stats().cached_bytes, 26 * kChunk);
+}
+
 TEST_F(DiffIdTest, WhatTheBackgroundHasBroughtGivesWayWhileItWaits) {
   options_.max_cache_bytes = 256 * kChunk;
   Open();
   const auto busy = std::make_shared<GatedBlobSource>("test:busy", &clock_);
-  const support::Layer slow = MakeTarLayer(4, 9);
-  busy->PutBlob(slow.blob);
-  DescriptorHandler handler;
-  handler.descriptor = slow.descriptor;
-  handler.diff_id = slow.diff_id;
-  handler.sources = {busy};
-  auto hanging = store_->AddHandler(handler);
-  ASSERT_TRUE(hanging.ok()) << hanging.status();
-  ASSERT_TRUE(store_->EnsureIndexed(**hanging, false, {}, {}).ok());
+  std::shared_ptr<LazyLayer> hanging = AddIndexedFrom(busy, MakeTarLayer(4, 9));
   std::shared_ptr<LazyLayer> filled = AddIndexed(MakeTarLayer(200, 7));
   std::shared_ptr<LazyLayer> wanted = AddIndexed(MakeTarLayer(230, 8));
   busy->Hold();
@@ -242,7 +253,7 @@ TEST_F(DiffIdTest, WhatTheBackgroundHasBroughtGivesWayWhileItWaits) {
   absl::Status status;
   std::thread fill([&] { status = store_->Unlazy(*filled, Background(), {}); });
   EXPECT_TRUE(source_->AwaitHeld(1));
-  std::shared_ptr<PendingRead> reader = StartRead(**hanging, 0, kChunk);
+  std::shared_ptr<PendingRead> reader = StartRead(*hanging, 0, kChunk);
   EXPECT_TRUE(busy->AwaitHeld(1));
   source_->Release();
   EXPECT_TRUE(Eventually([&] { return filled->stats().cached_bytes >= 60 * kChunk; }));

@@ -223,17 +223,18 @@ TEST_F(EvictionTest, ALowerLimitIsReachedWithoutReading) {
 }
 
 TEST_F(EvictionTest, AFullDiskIsALimitToo) {
-  std::atomic<uint64_t> free{uint64_t{1} << 40};
+  // The store asks until the fixture closes it.
+  const auto free = std::make_shared<std::atomic<uint64_t>>(uint64_t{1} << 40);
   options_.min_free_bytes = 1 << 30;
-  options_.free_bytes = [&] { return absl::StatusOr<uint64_t>(free.load()); };
+  options_.free_bytes = [free] { return absl::StatusOr<uint64_t>(free->load()); };
   options_.sync_interval = absl::Milliseconds(1);
   Start(0);
   FillWith(0);
   const uint64_t before = OnDisk();
   ASSERT_GE(before, (kChunks - 1) * kChunk);
-  free = (1 << 30) - 16 * kChunk;  // somebody else has filled it
+  *free = (1 << 30) - 16 * kChunk;  // somebody else has filled it
   EXPECT_TRUE(Eventually([&] { return OnDisk() < before - 8 * kChunk; })) << OnDisk();
-  free = 0;
+  *free = 0;
   EXPECT_TRUE(Eventually([&] {
     FillWith(0);  // in the end from memory
     return OnDisk() == 0;

@@ -345,10 +345,13 @@ TEST_F(FetchTest, ASequentialReaderIsReadAheadOf) {
   source_->Release();
   for (uint64_t chunk = 0; chunk < 256; ++chunk) {
     ASSERT_EQ(Read(*layer_, chunk * kChunk, kChunk).value(), Bytes(chunk)) << chunk;
+    if (chunk == 16) {  // who never pauses may overtake all of it
+      EXPECT_TRUE(Eventually(
+          [&] { return layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kReadAhead)] > 0; }));
+    }
   }
   for (uint64_t chunk = 0; chunk < 256; ++chunk) EXPECT_EQ(TimesRequested(chunk * kChunk), 1) << chunk;
   EXPECT_LT(RequestCount(), 128);
-  EXPECT_GT(layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kReadAhead)], 0);
 }
 
 TEST_F(FetchTest, ARandomReaderIsNot) {
@@ -390,7 +393,7 @@ TEST_F(FetchTest, NoFlippedByteOfAGzipBlobIsEverVisible) {
       ASSERT_EQ(*read, data_) << byte;  // a byte that does not matter
       std::shared_ptr<LazyLayer> again;
       layer_.reset();
-      ASSERT_TRUE(store_->Remove(made_.descriptor.digest).ok());
+      RemoveOnceUnused(made_.descriptor.digest);
       source_->SetDefault(GatedBlobSource::Succeed());
       layer_ = AddIndexed(made_);
     } else {

@@ -87,19 +87,21 @@ std::string StoreTest::DataArea(const support::Layer& layer) {
   return data;
 }
 
-std::shared_ptr<LazyLayer> StoreTest::Add(const support::Layer& layer) {
-  source_->PutBlob(layer.blob);
+std::shared_ptr<LazyLayer> StoreTest::AddFrom(const std::shared_ptr<support::GatedBlobSource>& source,
+                                              const support::Layer& layer) {
+  source->PutBlob(layer.blob);
   DescriptorHandler handler;
   handler.descriptor = layer.descriptor;
   handler.diff_id = layer.diff_id;
-  handler.sources = {source_};
+  handler.sources = {source};
   absl::StatusOr<std::shared_ptr<LazyLayer>> added = store_->AddHandler(handler);
   EXPECT_TRUE(added.ok()) << added.status();
   return added.ok() ? *added : nullptr;
 }
 
-std::shared_ptr<LazyLayer> StoreTest::AddIndexed(const support::Layer& layer) {
-  std::shared_ptr<LazyLayer> added = Add(layer);
+std::shared_ptr<LazyLayer> StoreTest::AddIndexedFrom(const std::shared_ptr<support::GatedBlobSource>& source,
+                                                     const support::Layer& layer) {
+  std::shared_ptr<LazyLayer> added = AddFrom(source, layer);
   const absl::Status status = store_->EnsureIndexed(*added, false, {}, {});
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ(added->state(), LayerState::kLazy);

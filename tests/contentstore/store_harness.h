@@ -82,9 +82,20 @@ class StoreTest : public ::testing::Test {
   static std::string DataArea(const support::Layer& layer);
 
   // The layer is known, its bytes can be had from source_.
-  std::shared_ptr<LazyLayer> Add(const support::Layer& layer);
+  std::shared_ptr<LazyLayer> Add(const support::Layer& layer) { return AddFrom(source_, layer); }
+  std::shared_ptr<LazyLayer> AddFrom(const std::shared_ptr<support::GatedBlobSource>& source,
+                                     const support::Layer& layer);
   // … and it is indexed, without data.
-  std::shared_ptr<LazyLayer> AddIndexed(const support::Layer& layer);
+  std::shared_ptr<LazyLayer> AddIndexed(const support::Layer& layer) {
+    return AddIndexedFrom(source_, layer);
+  }
+  std::shared_ptr<LazyLayer> AddIndexedFrom(const std::shared_ptr<support::GatedBlobSource>& source,
+                                            const support::Layer& layer);
+
+  // Threads of the store may hold a layer a moment longer than its last answer.
+  void RemoveOnceUnused(const base::Digest& digest) {
+    EXPECT_TRUE(Eventually([&] { return store_->Remove(digest).ok(); })) << digest.ToString();
+  }
 
   // Requests since the last call of ForgetRequests.
   std::vector<support::GatedBlobSource::Request> Requests() const;
