@@ -92,7 +92,7 @@ TEST_F(BlobSpoolTest, SmallStepsAreOneRequest) {
   EXPECT_TRUE(absl::IsOutOfRange(ReadByte(*layer, size_ + 1).status()));
   EXPECT_TRUE(absl::IsOutOfRange(ReadByte(*layer, UINT64_MAX).status()));
   EXPECT_EQ(layer->state(), LayerState::kNeedsIndex);
-  EXPECT_EQ(layer->stats().fetched_bytes[static_cast<size_t>(FetchCause::kStream)], size_);
+  EXPECT_EQ(Fetched(*layer, FetchCause::kStream), size_);
   EXPECT_FALSE(Kept(*layer));
 }
 

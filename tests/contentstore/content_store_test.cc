@@ -77,7 +77,7 @@ TEST_F(ContentStoreTest, APlainLayerStreamedWithItsDataIsComplete) {
   EXPECT_LE(told, made.blob.size());
   ASSERT_EQ(RequestCount(), 1);
   EXPECT_EQ(Requests()[0].range.length, made.blob.size());
-  EXPECT_EQ(layer->stats().fetched_bytes[static_cast<size_t>(FetchCause::kStream)], made.blob.size());
+  EXPECT_EQ(Fetched(*layer, FetchCause::kStream), made.blob.size());
   EXPECT_TRUE(Same(Whole(*layer), DataArea(made)));
   EXPECT_TRUE(Same(FileBytes(LayerFile(*layer, "data")), DataArea(made)));
   EXPECT_EQ(RequestCount(), 1);

@@ -203,8 +203,7 @@ TEST_F(DiffIdTest, TheBackgroundWaitsForReaders) {
   fill.join();
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ(layer->state(), LayerState::kComplete);
-  EXPECT_EQ(layer->stats().fetched_bytes[static_cast<size_t>(FetchCause::kBackground)],
-            made_.layer.blob.size());
+  EXPECT_EQ(Fetched(*layer, FetchCause::kBackground), made_.layer.blob.size());
 }
 
 TEST_F(DiffIdTest, TheBackgroundEvictsNothing) {

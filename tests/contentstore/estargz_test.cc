@@ -24,7 +24,7 @@ TEST_F(EstargzTest, IsIndexedByOneRequestAndReadAtRandom) {
   EXPECT_EQ(layer->state(), LayerState::kLazy);
   EXPECT_EQ(layer->not_lazy_reason(), "");
   EXPECT_EQ(RequestCount(), 1);
-  const uint64_t toc_bytes = layer->stats().fetched_bytes[static_cast<size_t>(FetchCause::kIndex)];
+  const uint64_t toc_bytes = Fetched(*layer, FetchCause::kIndex);
   EXPECT_GT(toc_bytes, 0);
   EXPECT_LT(toc_bytes, made_.layer.blob.size());
   ForgetRequests();
@@ -73,7 +73,7 @@ TEST_F(EstargzTest, ATableInAnotherImageIsAsGood) {
   EXPECT_EQ(layer->not_lazy_reason(), "");
   EXPECT_EQ(calls, 1);
   EXPECT_EQ(RequestCount(), 1);
-  EXPECT_GT(layer->stats().fetched_bytes[static_cast<size_t>(FetchCause::kIndex)], made_.external_toc.size());
+  EXPECT_GT(Fetched(*layer, FetchCause::kIndex), made_.external_toc.size());
   EXPECT_EQ(Read(*layer, made_.data_offset[1], 5'000).value(),
             made_.data.substr(made_.data_offset[1], 5'000));
 }

@@ -339,32 +339,6 @@ TEST_F(FetchTest, BackgroundLeavesAThreadForDemand) {
   ASSERT_TRUE(demand->Await());
 }
 
-TEST_F(FetchTest, ASequentialReaderIsReadAheadOf) {
-  options_.max_range_bytes = 8 * kChunk;
-  Start(256);
-  source_->Release();
-  for (uint64_t chunk = 0; chunk < 256; ++chunk) {
-    ASSERT_EQ(Read(*layer_, chunk * kChunk, kChunk).value(), Bytes(chunk)) << chunk;
-    if (chunk == 16) {  // who never pauses may overtake all of it
-      EXPECT_TRUE(Eventually(
-          [&] { return layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kReadAhead)] > 0; }));
-    }
-  }
-  for (uint64_t chunk = 0; chunk < 256; ++chunk) EXPECT_EQ(TimesRequested(chunk * kChunk), 1) << chunk;
-  EXPECT_LT(RequestCount(), 128);
-}
-
-TEST_F(FetchTest, ARandomReaderIsNot) {
-  Start(256);
-  source_->Release();
-  for (const uint64_t chunk : {200, 30, 120, 77, 240, 10, 150}) {
-    ASSERT_EQ(Read(*layer_, chunk * kChunk, kChunk).value(), Bytes(chunk));
-  }
-  EXPECT_EQ(RequestCount(), 7);
-  EXPECT_EQ(layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kDemand)], 7 * kChunk);
-  EXPECT_EQ(layer_->stats().cached_bytes, 7 * kChunk);
-}
-
 TEST_F(FetchTest, NoFlippedByteIsEverVisible) {
   Start(4);
   source_->Release();
@@ -518,18 +492,18 @@ TEST_F(FetchTest, EveryLivingRequestersCredentialsAreTriedBeforeTheReadFails) {
 
 TEST_F(FetchTest, FetchedBytesAreCountedByCauseAndNotForLocalSources) {
   Start();
-  const uint64_t before = layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kIndex)];
+  const uint64_t before = Fetched(*layer_, FetchCause::kIndex);
   EXPECT_EQ(before, made_.blob.size());
   source_->Release();
   ASSERT_TRUE(Read(*layer_, 0, kChunk).ok());
-  EXPECT_EQ(layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kDemand)], kChunk);
+  EXPECT_EQ(Fetched(*layer_, FetchCause::kDemand), kChunk);
   // Retries count.
   source_->Enqueue(GatedBlobSource::Corrupt(20 * kChunk));
   ASSERT_TRUE(Read(*layer_, 20 * kChunk, kChunk).ok());
-  EXPECT_EQ(layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kDemand)], 3 * kChunk);
+  EXPECT_EQ(Fetched(*layer_, FetchCause::kDemand), 3 * kChunk);
   source_->set_local(true);
   ASSERT_TRUE(Read(*layer_, 40 * kChunk, kChunk).ok());
-  EXPECT_EQ(layer_->stats().fetched_bytes[static_cast<size_t>(FetchCause::kDemand)], 3 * kChunk);
+  EXPECT_EQ(Fetched(*layer_, FetchCause::kDemand), 3 * kChunk);
   EXPECT_EQ(layer_->stats().served_bytes, 3 * kChunk);
 }
 

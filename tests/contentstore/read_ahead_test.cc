@@ -9,6 +9,34 @@ using support::GatedBlobSource;
 
 class ReadAheadTest : public StoreTest {};
 
+TEST_F(ReadAheadTest, ASequentialReaderIsReadAheadOf) {
+  options_.max_range_bytes = 8 * kChunk;
+  Open();
+  const support::Layer made = MakeTarLayer(256);
+  const std::string data = DataArea(made);
+  std::shared_ptr<LazyLayer> layer = AddIndexed(made);
+  for (uint64_t chunk = 0; chunk < 256; ++chunk) {
+    ASSERT_EQ(Read(*layer, chunk * kChunk, kChunk).value(), data.substr(chunk * kChunk, kChunk)) << chunk;
+    if (chunk != 16) continue;  // who never pauses may overtake all of it
+    EXPECT_TRUE(Eventually([&] { return Fetched(*layer, FetchCause::kReadAhead) > 0; }));
+  }
+  for (uint64_t chunk = 0; chunk < 256; ++chunk) EXPECT_EQ(TimesRequested(chunk * kChunk), 1) << chunk;
+  EXPECT_LT(RequestCount(), 128);
+}
+
+TEST_F(ReadAheadTest, ARandomReaderIsNot) {
+  Open();
+  const support::Layer made = MakeTarLayer(256);
+  const std::string data = DataArea(made);
+  std::shared_ptr<LazyLayer> layer = AddIndexed(made);
+  for (const uint64_t chunk : {200, 30, 120, 77, 240, 10, 150}) {
+    ASSERT_EQ(Read(*layer, chunk * kChunk, kChunk).value(), data.substr(chunk * kChunk, kChunk));
+  }
+  EXPECT_EQ(RequestCount(), 7);
+  EXPECT_EQ(Fetched(*layer, FetchCause::kDemand), 7 * kChunk);
+  EXPECT_EQ(layer->stats().cached_bytes, 7 * kChunk);
+}
+
 // Most files end soon: all that comes unasked is at most as much as was read.
 TEST_F(ReadAheadTest, AReaderThatStopsHasNotCausedMuchMore) {
   constexpr uint64_t kRead = 40;

@@ -105,6 +105,9 @@ class StoreTest : public ::testing::Test {
   // How many of those requests covered the byte.
   size_t TimesRequested(uint64_t blob_offset) const;
 
+  static uint64_t Fetched(const LazyLayer& layer, FetchCause cause) {
+    return layer.stats().fetched_bytes[static_cast<size_t>(cause)];
+  }
   std::vector<std::string> Log() const;
   std::string LayerFile(const LazyLayer& layer, absl::string_view name) const;
 
