@@ -9,7 +9,6 @@
 
 #include <atomic>
 #include <cerrno>
-#include <chrono>
 #include <thread>
 #include <utility>
 
@@ -78,7 +77,7 @@ class Server final : public GrpcServer {
         close(waiting);
     }
     if (server_ == nullptr) return;
-    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
+    server_->Shutdown(gpr_time_from_millis(500, GPR_TIMESPAN));
     server_->Wait();
   }
 

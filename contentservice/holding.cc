@@ -55,6 +55,7 @@ void LearnedBlobsImpl::SetHeld(const base::Digest& digest) {
     found->second.expected = false;
     if (Repositories(found->second).empty()) return;  // being dropped
     found->second.record.held = true;
+    changed_.SignalAll();
   }
   SaveBlob(digest);
 }

@@ -80,6 +80,7 @@ void LearnedBlobsImpl::Stop() {
   {
     absl::MutexLock lock(&mutex_);
     stopped_ = true;
+    changed_.SignalAll();
   }
   stop_->Cancel();
   learners_.reset();
@@ -133,7 +134,7 @@ absl::StatusOr<Info> LearnedBlobsImpl::Find(const base::Digest& digest) {
     const auto decided = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
       return known() || !Undecided(digest) || stopped_;
     };
-    mutex_.AwaitWithTimeout(absl::Condition(&decided), options_.find_patience);
+    changed_.AwaitFor(&mutex_, decided, options_.find_patience);
     if (!known()) return NotLazy(digest);
   }
   return Looked(&blobs_[digest]);
@@ -314,6 +315,7 @@ void LearnedBlobsImpl::Committed(const base::Digest& digest, uint64_t size, cons
 
 void LearnedBlobsImpl::Deleted(const base::Digest& digest) {
   absl::MutexLock lock(&mutex_);
+  changed_.SignalAll();
   if (auto found = blobs_.find(digest); found != blobs_.end()) {
     found->second.whole = false;
     DropUntaught(digest);
@@ -355,6 +357,7 @@ std::vector<ChainLayer> LearnedBlobsImpl::WithChain(const base::Digest& chain, c
     registration.emplace(cancel->OnCancel([&] {
       absl::MutexLock lock(&mutex_);
       cancelled = true;
+      changed_.SignalAll();
     }));
   }
   absl::MutexLock lock(&mutex_);
@@ -364,7 +367,7 @@ std::vector<ChainLayer> LearnedBlobsImpl::WithChain(const base::Digest& chain, c
   for (const auto& [image, i] : images_.WithChain(chain, diff_id)) {
     if (image->repositories.empty()) AskAtOnce(*image);
   }
-  mutex_.AwaitWithTimeout(absl::Condition(&decided), options_.chain_patience);
+  changed_.AwaitFor(&mutex_, decided, options_.chain_patience);
   std::map<base::Digest, ChainLayer> layers;
   for (const auto& [image, i] : images_.WithChain(chain, diff_id)) {
     ChainLayer& layer = layers[image->layers[i].digest];

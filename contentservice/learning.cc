@@ -91,6 +91,7 @@ void LearnedBlobsImpl::LearnUnrecorded() {
     LearnDocument(digest, "");
     absl::MutexLock lock(&mutex_);
     --documents_;
+    changed_.SignalAll();
   }
 }
 
@@ -100,6 +101,7 @@ void LearnedBlobsImpl::LearnLater(std::function<void()> learn) {
     learn();
     absl::MutexLock lock(&mutex_);
     --documents_;
+    changed_.SignalAll();
   });
 }
 
@@ -108,6 +110,7 @@ void LearnedBlobsImpl::LearnConfig(const base::Digest& digest, absl::string_view
   if (!config.ok()) return;
   absl::MutexLock lock(&mutex_);
   images_.AddConfig(digest, config->diff_ids);
+  changed_.SignalAll();
 }
 
 void LearnedBlobsImpl::LearnManifest(const base::Digest& digest, absl::string_view raw, ImageRecord known) {
@@ -145,6 +148,7 @@ void LearnedBlobsImpl::LearnManifest(const base::Digest& digest, absl::string_vi
       learning.until = options_.clock->Monotonic() + options_.learn_patience;
     }
     ask = anew && !learning.settled;
+    changed_.SignalAll();
   }
   if (const std::optional<std::string> config = ReadDocument(manifest.config.digest)) {
     LearnConfig(manifest.config.digest, *config);
@@ -209,6 +213,7 @@ void LearnedBlobsImpl::AskLabels(const base::Digest& manifest, bool again) {
   Learning& learning = known->second;
   if (checking || stopped_) return;  // asking, still; or done already
   learning.asking = false;
+  changed_.SignalAll();
   if (found) learning.settled = true;  // nothing that can be asked
   // A containerd that is not there yet may tell later.
   if (options_.clock->Monotonic() >= learning.until && !absl::IsUnavailable(sources.status())) {
@@ -258,6 +263,7 @@ bool LearnedBlobsImpl::FoundSources(const base::Digest& manifest,
   }
   if (likely.empty() && doubtful.empty()) return false;
   if (image->repositories.empty()) learning.likely = likely;
+  changed_.SignalAll();
   checkers_->Run([this, manifest, likely = std::move(likely), doubtful = std::move(doubtful)] {
     CheckRepositories(manifest, likely, doubtful);
   });
@@ -297,6 +303,7 @@ void LearnedBlobsImpl::SetRepositories(const base::Digest& manifest, std::vector
     believed = !learning.likely.empty();
     learning.asking = false;
     learning.settled = true;
+    changed_.SignalAll();
     learning.likely.clear();
     learning.doubt = good.empty() && unanswered.empty();
     if (good.empty()) {

@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "base/crash_record.h"
 #include "base/fault.h"
 #include "base/file.h"
@@ -143,8 +144,8 @@ class Store final : public ContentStore {
       ABSL_ACQUIRED_BEFORE(mutex_);  // writing of records, making and removing of layers
   uint32_t next_id_ ABSL_GUARDED_BY(record_mutex_) = 1;
 
+  base::CancelToken stop_;
   absl::Mutex mutex_;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::map<base::Digest, std::shared_ptr<Layer>> layers_ ABSL_GUARDED_BY(mutex_);
   std::map<uint32_t, std::shared_ptr<Layer>> by_id_ ABSL_GUARDED_BY(mutex_);
   std::map<uint32_t, std::shared_ptr<LayerTasks>> tasks_ ABSL_GUARDED_BY(mutex_);
@@ -182,10 +183,10 @@ void Store::StartScrubber() {
 
 Store::~Store() {
   if (scrubber_ != nullptr) scrubber_->Stop();
+  stop_.Cancel();
   std::vector<std::shared_ptr<SharedTask>> tasks;
   {
     absl::MutexLock lock(&mutex_);
-    stopping_ = true;
     for (const auto& [id, of_layer] : tasks_) {
       for (const auto& task : {of_layer->toc, of_layer->index, of_layer->unlazy, of_layer->fill}) {
         if (task != nullptr) tasks.push_back(task);
@@ -350,7 +351,7 @@ absl::Status Store::RunShared(const std::shared_ptr<Layer>& layer, base::ThreadP
   const std::string host = sources.empty() ? "" : sources.front()->host();
   {
     absl::MutexLock lock(&mutex_);
-    if (stopping_) return absl::CancelledError("the content store is being closed");
+    if (stop_.cancelled()) return absl::CancelledError("the content store is being closed");
     std::shared_ptr<LayerTasks>& tasks = tasks_[layer->id()];
     if (tasks == nullptr) tasks = std::make_shared<LayerTasks>();
     task = (*tasks).*slot;
@@ -541,12 +542,7 @@ absl::Status Store::Remove(const base::Digest& digest) {
 }
 
 void Store::SyncLoop() {
-  while (true) {
-    {
-      absl::MutexLock lock(&mutex_);
-      const auto stopping = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_; };
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stopping), options_.sync_interval)) return;
-    }
+  while (!base::SleepUnlessCancelled(options_.sync_interval, &stop_)) {
     SyncAll();
     budget_->Tend();
   }

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/cond_var.h"
+
 namespace lazyblob::daemon {
 namespace {
 
@@ -37,10 +39,10 @@ BackgroundFill::BackgroundFill(BackgroundFillOptions options) : options_(std::mo
 }
 
 BackgroundFill::~BackgroundFill() {
+  stop_.Cancel();
   std::shared_ptr<base::CancelToken> cancel;
   {
     absl::MutexLock lock(&mutex_);
-    stopping_ = true;
     cancel = cancel_;
   }
   if (cancel != nullptr) cancel->Cancel();
@@ -60,8 +62,7 @@ void BackgroundFill::Run() {
       Fill(layer);
       continue;
     }
-    absl::MutexLock lock(&mutex_);
-    if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), options_.look_interval)) return;
+    if (base::SleepUnlessCancelled(options_.look_interval, &stop_)) return;
   }
 }
 
@@ -77,7 +78,7 @@ std::shared_ptr<LazyLayer> BackgroundFill::Next() {
             [&](const auto& a, const auto& b) { return place(*a) < place(*b); });
   const absl::Duration now = options_.clock->Monotonic();
   absl::MutexLock lock(&mutex_);
-  if (stopping_) return nullptr;
+  if (stop_.cancelled()) return nullptr;
   std::erase_if(troubles_, [&](const auto& one) { return !mounted.contains(one.first); });
   for (const auto& layer : wanted) {
     const auto trouble = troubles_.find(layer->descriptor().digest);
@@ -93,7 +94,7 @@ void BackgroundFill::Fill(const std::shared_ptr<LazyLayer>& layer) {
   context.cancel = std::make_shared<base::CancelToken>();
   {
     absl::MutexLock lock(&mutex_);
-    if (stopping_) return;
+    if (stop_.cancelled()) return;
     running_ = digest;
     cancel_ = context.cancel;
   }

@@ -52,9 +52,9 @@ class BackgroundFill {
 
   const BackgroundFillOptions options_;
   std::thread thread_;
+  base::CancelToken stop_;
 
   mutable absl::Mutex mutex_;  // a leaf
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   base::Digest running_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<base::CancelToken> cancel_ ABSL_GUARDED_BY(mutex_);  // of what runs
   std::map<base::Digest, Trouble> troubles_ ABSL_GUARDED_BY(mutex_);

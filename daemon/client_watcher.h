@@ -8,9 +8,9 @@
 #include <thread>
 #include <utility>
 
-#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
 #include "base/cancel.h"
+#include "base/cond_var.h"
 
 namespace lazyblob::daemon {
 
@@ -19,19 +19,19 @@ class ClientWatcher {
   // `gone` is asked ten times a second, on the watcher's thread, until it says so.
   ClientWatcher(std::function<bool()> gone, std::shared_ptr<base::CancelToken> token)
       : thread_([this, gone = std::move(gone), token = std::move(token)] {
-          while (!done_.WaitForNotificationWithTimeout(absl::Milliseconds(100))) {
+          while (!base::SleepUnlessCancelled(absl::Milliseconds(100), &done_)) {
             if (gone()) return token->Cancel();
           }
         }) {}
   ~ClientWatcher() {
-    done_.Notify();
+    done_.Cancel();
     thread_.join();
   }
   ClientWatcher(const ClientWatcher&) = delete;
   ClientWatcher& operator=(const ClientWatcher&) = delete;
 
  private:
-  absl::Notification done_;
+  base::CancelToken done_;
   std::thread thread_;
 };
 

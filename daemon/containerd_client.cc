@@ -11,8 +11,8 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "base/cond_var.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "proto/containerd_content.grpc.pb.h"
@@ -335,6 +335,11 @@ class Client final : public ContainerdClient {
                                      base::Printable(status.error_message())));
   }
 
+  // From now, whatever the wall clock does.
+  static gpr_timespec Within(absl::Duration limit) {
+    return gpr_time_from_millis(absl::ToInt64Milliseconds(limit), GPR_TIMESPAN);
+  }
+
   void Fill(grpc::ClientContext* context) const {
     context->AddMetadata("containerd-namespace", namespace_);
     if (!lease_.empty()) context->AddMetadata("containerd-lease", lease_);
@@ -344,7 +349,7 @@ class Client final : public ContainerdClient {
                     absl::FunctionRef<grpc::Status(grpc::ClientContext*)> call) const {
     grpc::ClientContext context;
     Fill(&context);
-    if (limit != absl::InfiniteDuration()) context.set_deadline(absl::ToChronoTime(absl::Now() + limit));
+    if (limit != absl::InfiniteDuration()) context.set_deadline(Within(limit));
     auto on_cancel = cancel_->OnCancel([&context] { context.TryCancel(); });
     return Translate(what, call(&context));
   }
@@ -354,14 +359,12 @@ class Client final : public ContainerdClient {
                           absl::FunctionRef<grpc::Status(grpc::ClientContext*)> call) const {
     grpc::ClientContext context;
     Fill(&context);
-    context.set_deadline(absl::ToChronoTime(absl::Now() + kShortCall));
+    context.set_deadline(Within(kShortCall));
     return Translate(what, call(&context));
   }
 
   absl::Status Pause(absl::Duration wait) const {
-    absl::Notification cancelled;
-    auto registration = cancel_->OnCancel([&cancelled] { cancelled.Notify(); });
-    if (!cancelled.WaitForNotificationWithTimeout(wait)) return absl::OkStatus();
+    if (!base::SleepUnlessCancelled(wait, cancel_.get())) return absl::OkStatus();
     return absl::CancelledError("cancelled while another client of containerd writes the same blob");
   }
 

@@ -10,7 +10,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <chrono>
 #include <thread>
 #include <utility>
 
@@ -20,6 +19,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "base/cond_var.h"
 #include "base/file.h"
 #include "base/status.h"
 #include "daemon/error_details.h"
@@ -76,16 +76,16 @@ class Client final : public ControlClient {
     v1::ExportRequest named = request;
     if (named.id().empty()) named.set_id(absl::StrCat("export-", getpid(), "-", absl::GetCurrentTimeNanos()));
     auto reader = exporter_->Export(&context, named);
-    absl::Notification ended;
+    base::CancelToken ended;
     absl::Notification wanted;
     std::thread canceller([&] {
       wanted.WaitForNotification();
       // Until the daemon knows it; by its name, so that what it has to tell still comes.
-      for (int i = 0; i < kCancelAttempts && !ended.HasBeenNotified(); ++i) {
+      for (int i = 0; i < kCancelAttempts && !ended.cancelled(); ++i) {
         if (CancelExport(named.id()).ok()) return;
-        ended.WaitForNotificationWithTimeout(absl::Milliseconds(100));
+        base::SleepUnlessCancelled(absl::Milliseconds(100), &ended);
       }
-      if (!ended.HasBeenNotified()) context.TryCancel();
+      if (!ended.cancelled()) context.TryCancel();
     });
     absl::Mutex mutex;
     auto wake = [&] {
@@ -94,7 +94,7 @@ class Client final : public ControlClient {
     };
     auto registration = cancel->OnCancel(wake);
     const absl::Cleanup join = [&] {
-      ended.Notify();
+      ended.Cancel();
       wake();
       canceller.join();
     };
@@ -155,7 +155,7 @@ class Client final : public ControlClient {
  private:
   absl::Status CancelExport(const std::string& id) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    context.set_deadline(gpr_time_from_seconds(10, GPR_TIMESPAN));
     v1::CancelExportRequest request;
     request.set_id(id);
     v1::CancelExportResponse response;

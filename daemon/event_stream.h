@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "base/cancel.h"
 #include "base/clock.h"
+#include "base/cond_var.h"
 #include "daemon/export_progress.h"
 #include "proto/exporter.pb.h"
 
@@ -48,8 +49,10 @@ class EventStream {
       const absl::MutexLock lock(&mutex_);
       closed_ = true;
       absl::Duration since = absl::InfiniteDuration();
-      auto drained = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return waiting_.empty() && !writing_; };
-      while (!mutex_.AwaitWithTimeout(absl::Condition(&drained), absl::Milliseconds(100))) {
+      const auto drained = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+        return waiting_.empty() && !writing_;
+      };
+      while (!written_.AwaitFor(&mutex_, drained, absl::Milliseconds(100))) {
         if (!cancel.cancelled()) continue;
         const absl::Duration now = base::SystemClock().Monotonic();
         since = std::min(since, now);
@@ -93,6 +96,7 @@ class EventStream {
       const bool written = write_(event);
       const absl::MutexLock lock(&mutex_);
       writing_ = false;
+      written_.SignalAll();
       written_at_ = base::SystemClock().Monotonic();
       if (written) continue;
       over_ = true;
@@ -105,6 +109,7 @@ class EventStream {
   const std::function<void()> give_up_;
   const absl::Duration patience_;
   absl::Mutex mutex_;
+  base::CondVar written_;
   std::list<Waiting> waiting_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, typename std::list<Waiting>::iterator> latest_ ABSL_GUARDED_BY(mutex_);  // by key
   absl::Duration written_at_ ABSL_GUARDED_BY(mutex_) = -absl::InfiniteDuration();

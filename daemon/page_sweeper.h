@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "base/cancel.h"
 
 namespace lazyblob::daemon {
 
@@ -28,7 +28,7 @@ class PageSweeper {
 
   const absl::Duration interval_;
   const std::function<std::vector<std::string>()> files_;
-  absl::Notification stop_;
+  base::CancelToken stop_;
   std::thread thread_;
 };
 

@@ -151,17 +151,17 @@ absl::Status PreparedImages::Await(const ImagePtr& image, base::CancelToken* can
   auto wake = [&] {
     absl::MutexLock lock(&mutex_);
     cancelled = true;
+    changed_.SignalAll();
   };
   std::optional<base::CancelToken::Registration> registration;
   if (cancel != nullptr) registration.emplace(cancel->OnCancel(wake));
-  auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return cancelled || ready(); };
+  const auto over = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return cancelled || ready(); };
   std::vector<uint64_t> told;
   while (true) {
     std::vector<uint64_t> received;
     {
       absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&over),
-                                  progress ? kProgressInterval : absl::InfiniteDuration())) {
+      if (changed_.AwaitFor(&mutex_, over, progress ? kProgressInterval : absl::InfiniteDuration())) {
         return ready() ? absl::OkStatus() : absl::CancelledError("the caller has gone");
       }
       for (const Image::Layer& layer : image->layers) received.push_back(layer.received);
@@ -222,6 +222,7 @@ void PreparedImages::RunResolve(const ImagePtr& image) {
   }
   image->last_use = options_.clock->Monotonic();
   image->done = true;
+  changed_.SignalAll();
   if (image->tasks == 0) working_.erase(image.get());
 }
 
@@ -310,6 +311,7 @@ void PreparedImages::FinishLayer(const ImagePtr& image, size_t i, LazyLayerPtr l
   Image::Layer& result = image->layers[i];
   result.state = status.ok() ? Image::Layer::State::kReady : Image::Layer::State::kFailed;
   result.status = status;
+  changed_.SignalAll();
   result.told = false;
   result.pin = std::move(layer);
   image->last_use = options_.clock->Monotonic();

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "base/cancel.h"
 #include "base/clock.h"
+#include "base/cond_var.h"
 #include "base/thread_pool.h"
 #include "daemon/image_layers.h"
 
@@ -102,6 +103,7 @@ class PreparedImages {
   const PreparedImagesOptions options_;
 
   absl::Mutex mutex_;
+  base::CondVar changed_;  // an image is resolved, a layer finished, or a caller gone
   std::map<std::string, ImagePtr> images_ ABSL_GUARDED_BY(mutex_);  // some under two names
   std::map<Image*, ImagePtr> working_ ABSL_GUARDED_BY(mutex_);      // with tasks that are queued or run
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "base/cond_var.h"
 #include "base/status.h"
 
 namespace lazyblob::exporter {
@@ -14,7 +15,7 @@ struct HostGate::Host {
   bool small_in_use = false;
   bool floor_in_use = false;  // a cache chunk that lost patience is under way
   std::set<Transfer*> transfers;
-  absl::CondVar changed;
+  base::CondVar changed;
 };
 
 HostGate::HostGate(HostGateOptions options) : options_(options) {}
@@ -134,7 +135,7 @@ absl::Status HostGate::Transfer::Acquire(uint64_t bytes, base::CancelToken* canc
     }
     const bool may_lose_patience = priority_ == Priority::kCache && !gate_.ImpatientLocked(*this);
     if (may_lose_patience) {
-      host_.changed.WaitWithTimeout(&gate_.mutex_, gate_.options_.patience);
+      host_.changed.WaitFor(&gate_.mutex_, gate_.options_.patience);
     } else {
       host_.changed.Wait(&gate_.mutex_);
     }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/cond_var.h"
 #include "base/status.h"
 #include "exporter/internal/placer_impl.h"
 
@@ -30,21 +31,13 @@ bool IsRefusal(const absl::Status& status) {
   return absl::IsPermissionDenied(status) || absl::IsUnauthenticated(status);
 }
 
-void SleepUnlessCancelled(absl::Duration duration, base::CancelToken* cancel) {
-  absl::Mutex mutex;
-  const base::CancelToken::Registration wake = cancel->OnCancel([&] { const absl::MutexLock lock(&mutex); });
-  const absl::MutexLock lock(&mutex);
-  auto cancelled = [&] { return cancel->cancelled(); };
-  mutex.AwaitWithTimeout(absl::Condition(&cancelled), duration);
-}
-
 UploaderOptions OptionsOf(const PlacerOptions& options, const PlacerSeams& seams) {
   UploaderOptions of_uploads;
   of_uploads.chunk_bytes = options.chunk_bytes;
   of_uploads.monolithic_bytes = options.monolithic_bytes;
   of_uploads.max_piece_bytes = std::max(options.chunk_bytes, options.max_memory_bytes / 4);
   of_uploads.clock = seams.clock;
-  of_uploads.sleep = seams.sleep != nullptr ? seams.sleep : SleepUnlessCancelled;
+  of_uploads.sleep = seams.sleep != nullptr ? seams.sleep : base::SleepUnlessCancelled;
   return of_uploads;
 }
 

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "fuse/internal/deadline.h"
 #include "fuse/internal/filesystem.h"
 #include "fuse/internal/handle_table.h"
@@ -90,6 +91,7 @@ class FuseServer::Impl {
     {
       absl::MutexLock lock(&mutex_);
       stopping_ = true;
+      changed_.Signal();
     }
     if (housekeeper_.joinable()) housekeeper_.join();
     dropper_.Flush(clock_->Monotonic(), true);
@@ -141,14 +143,15 @@ class FuseServer::Impl {
   void Wake() ABSL_LOCKS_EXCLUDED(mutex_) {
     if (awake_.exchange(true)) return;
     absl::MutexLock lock(&mutex_);  // so that a housekeeper about to wait sees it
+    changed_.Signal();
   }
 
   void KeepHouse() ABSL_LOCKS_EXCLUDED(mutex_) {
-    auto wanted = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || awake_; };
+    const auto stopping = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_; };
     absl::MutexLock lock(&mutex_);
     for (uint64_t tick = 0;; ++tick) {
-      mutex_.Await(absl::Condition(&wanted));
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), kTick)) return;
+      while (!stopping_ && !awake_) changed_.Wait(&mutex_);
+      if (changed_.AwaitFor(&mutex_, stopping, kTick)) return;
       awake_ = false;
       mutex_.Unlock();
       const bool waiting = tick % kTicksPerSweep != 0 || reads_->Sweep();
@@ -170,6 +173,7 @@ class FuseServer::Impl {
   std::atomic<bool> awake_{false};
 
   absl::Mutex mutex_;
+  base::CondVar changed_;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

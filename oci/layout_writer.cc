@@ -18,6 +18,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "base/json.h"
 #include "base/status.h"
 #include "oci/index_merge.h"
@@ -314,7 +315,7 @@ absl::Status LayoutWriter::PutBlob(const Descriptor& descriptor, absl::string_vi
 // The file may be removed by whoever held the lock (BuildKit does so): a lock on a file without that name is
 // none.
 absl::StatusOr<base::UniqueFd> LayoutWriter::Lock() const {
-  const absl::Time give_up = absl::Now() + kLockPatience;
+  const absl::Duration give_up = base::SystemClock().Monotonic() + kLockPatience;
   for (;;) {
     ASSIGN_OR_RETURN(base::UniqueFd lock,
                      OpenAt(root_.get(), kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0644));
@@ -323,7 +324,7 @@ absl::StatusOr<base::UniqueFd> LayoutWriter::Lock() const {
       if (errno != EWOULDBLOCK) {
         return base::ErrnoStatus(errno, absl::StrCat("lock ", directory_, "/", kLockName));
       }
-      if (absl::Now() >= give_up) {
+      if (base::SystemClock().Monotonic() >= give_up) {
         return absl::UnavailableError(absl::StrCat("image layout ", directory_, ": another writer has held ",
                                                    kLockName, " for ", absl::FormatDuration(kLockPatience),
                                                    "; end it, or try again"));

@@ -17,6 +17,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "contentservice/internal/timed_tasks.h"
 #include "contentservice/lazy_blobs.h"
 #include "contentservice/lazy_records.h"
@@ -137,6 +138,8 @@ class LearnedBlobsImpl final : public LearnedBlobs {
   Content* content_ = nullptr;                              // set by Start, before anything that reads it
   absl::Mutex records_mutex_ ABSL_ACQUIRED_BEFORE(mutex_);  // what is saved last is what was known last
   absl::Mutex mutex_;
+  base::CondVar
+      changed_;  // what Find and WithChain wait for may have come: signalled by whoever learns or stops
   LearnedImages images_ ABSL_GUARDED_BY(mutex_);
   std::map<base::Digest, Learning> learning_ ABSL_GUARDED_BY(mutex_);  // by manifest, as images_
   std::map<base::Digest, Blob> blobs_ ABSL_GUARDED_BY(mutex_);

@@ -45,7 +45,7 @@ void TimedTasks::Work() {
     }
     const absl::Duration wait = tasks_.begin()->first - base::SystemClock().Monotonic();
     if (wait > absl::ZeroDuration()) {
-      changed_.WaitWithTimeout(&mutex_, wait);
+      changed_.WaitFor(&mutex_, wait);
       continue;
     }
     Task task = std::move(tasks_.begin()->second);

@@ -11,6 +11,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "base/cond_var.h"
 
 namespace lazyblob::contentservice {
 
@@ -32,7 +33,7 @@ class TimedTasks {
 
   std::vector<std::thread> threads_;
   absl::Mutex mutex_;
-  absl::CondVar changed_;
+  base::CondVar changed_;
   std::multimap<absl::Duration, Task> tasks_ ABSL_GUARDED_BY(mutex_);  // by when they are due, monotonic
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };

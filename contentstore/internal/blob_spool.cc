@@ -126,7 +126,7 @@ absl::Status BlobSpool::WaitUntil(Reader& reader, absl::FunctionRef<bool()> done
       progress(told);
       mutex_.Lock();
     } else if (progress || deadline != absl::InfiniteDuration()) {
-      changed_.WaitWithTimeout(&mutex_, kLookInterval);
+      changed_.WaitFor(&mutex_, kLookInterval);
     } else {
       changed_.Wait(&mutex_);
     }
@@ -355,7 +355,7 @@ absl::Status BlobSpool::AwaitRoom() {
     const bool room = again_ ? !readers_.empty() : frontier_ < wanted || frontier_ - wanted < ahead;
     if (room) return absl::OkStatus();
     if (options_.clock->Monotonic() >= hold_until) rest_ = true;
-    if (!rest_) moved_.WaitWithTimeout(&mutex_, kLookInterval);
+    if (!rest_) moved_.WaitFor(&mutex_, kLookInterval);
   }
 }
 

@@ -15,6 +15,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/functional/function_ref.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "base/digest.h"
 #include "base/file.h"
 #include "contentstore/content_store.h"
@@ -113,8 +114,8 @@ class BlobSpool {
   absl::Status no_room_;  // why it is above the limit, if it is: such a one is not kept
 
   mutable absl::Mutex mutex_;
-  absl::CondVar changed_;  // for readers
-  absl::CondVar moved_;    // for the pass
+  base::CondVar changed_;  // for readers
+  base::CondVar moved_;    // for the pass
   std::thread thread_ ABSL_GUARDED_BY(mutex_);
   std::map<const Reader*, Place> readers_ ABSL_GUARDED_BY(mutex_);
   uint64_t rotation_ ABSL_GUARDED_BY(mutex_) = 0;

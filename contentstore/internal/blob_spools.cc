@@ -47,7 +47,7 @@ void BlobSpools::Watch() {
     const absl::MutexLock lock(&mutex_);
     while (spools_.empty() && !stopping_) changed_.Wait(&mutex_);
     if (stopping_) return;
-    changed_.WaitWithTimeout(&mutex_, kLookInterval);
+    changed_.WaitFor(&mutex_, kLookInterval);
     DropIdle(options_.idle, SIZE_MAX, &dropped);
   }
 }
@@ -111,7 +111,7 @@ absl::StatusOr<std::unique_ptr<BlobSpool::Reader>> BlobSpools::Enter(const std::
       return absl::DeadlineExceededError(absl::StrCat("blob ", layer->descriptor().digest.ToString(),
                                                       " found no room: other whole blobs are being read"));
     }
-    changed_.WaitWithTimeout(&mutex_, kLookInterval);
+    changed_.WaitFor(&mutex_, kLookInterval);
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "contentstore/internal/blob_spool.h"
 
 namespace lazyblob::contentstore {
@@ -63,7 +64,7 @@ class BlobSpools {
   const BlobSpoolOptions options_;
   std::thread thread_;
   mutable absl::Mutex mutex_;  // a spool's own may be taken under it
-  absl::CondVar changed_;
+  base::CondVar changed_;
   std::map<base::Digest, Entry> spools_ ABSL_GUARDED_BY(mutex_);
   uint64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "base/status.h"
 
@@ -211,12 +212,12 @@ void FetchEngine::StopReadingAhead(const Layer* layer) {
 }
 
 bool FetchEngine::AwaitQuiet(const base::CancelToken& cancel, absl::Duration most) {
-  const absl::Time end = absl::Now() + most;
+  const absl::Duration end = base::SystemClock().Monotonic() + most;
   absl::MutexLock lock(&mutex_);
   const auto quiet = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_ || !table_.urgent(); };
   while (!quiet() && !cancel.cancelled()) {
-    if (absl::Now() >= end) return false;
-    mutex_.AwaitWithTimeout(absl::Condition(&quiet), kWatchInterval);
+    if (base::SystemClock().Monotonic() >= end) return false;
+    quiet_.WaitFor(&mutex_, kWatchInterval);
   }
   return true;
 }
@@ -308,7 +309,7 @@ void FetchEngine::WatchLoop() {
         }
         const absl::Duration left = next - Now();
         if (left <= absl::ZeroDuration()) break;
-        watch_.WaitWithTimeout(&mutex_, std::min(left, kWatchInterval));
+        watch_.WaitFor(&mutex_, std::min(left, kWatchInterval));
       }
       if (stopping_) return;
       std::vector<WaiterPtr> cancelled;
@@ -324,6 +325,7 @@ void FetchEngine::WatchLoop() {
 }
 
 void FetchEngine::Settle(Outcome outcome) {
+  quiet_.SignalAll();
   for (const JobPtr& job : outcome.abandoned) job->cancel->Cancel();
   for (auto& [waiter, status] : outcome.finished) {
     if (!Finish(*waiter, status)) Acquire(waiter);

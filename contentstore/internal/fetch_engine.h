@@ -12,6 +12,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "contentstore/internal/flight_table.h"
 #include "contentstore/internal/job_runner.h"
 
@@ -75,7 +76,8 @@ class FetchEngine final : public JobHost {
 
   absl::Mutex mutex_;
   absl::CondVar work_;   // a job may be startable
-  absl::CondVar watch_;  // a cancellation, an earlier deadline, or the end
+  base::CondVar watch_;  // a cancellation, an earlier deadline, or the end
+  base::CondVar quiet_;  // something was settled
   FlightTable table_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::thread> threads_ ABSL_GUARDED_BY(mutex_);
   int looking_ ABSL_GUARDED_BY(mutex_) = 0;  // threads without a job

@@ -14,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/notification.h"
+#include "base/cond_var.h"
 #include "base/file.h"
 #include "base/status.h"
 
@@ -50,10 +51,7 @@ void Scrubber::Start(bool unclean) {
   });
 }
 
-void Scrubber::Stop() {
-  absl::MutexLock lock(&mutex_);
-  stopping_ = true;
-}
+void Scrubber::Stop() { stop_.Cancel(); }
 
 bool Scrubber::Finish() {
   Stop();
@@ -62,10 +60,7 @@ bool Scrubber::Finish() {
 }
 
 bool Scrubber::Wait(absl::Duration duration) {
-  if (options_.wait) return options_.wait(duration);
-  absl::MutexLock lock(&mutex_);
-  const auto stopping = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stopping_; };
-  return !mutex_.AwaitWithTimeout(absl::Condition(&stopping), duration);
+  return options_.wait ? options_.wait(duration) : !base::SleepUnlessCancelled(duration, &stop_);
 }
 
 ScrubStatus Scrubber::status() const {

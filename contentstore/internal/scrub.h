@@ -14,6 +14,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cancel.h"
 #include "contentstore/internal/layer.h"
 
 namespace lazyblob::contentstore {
@@ -37,9 +38,9 @@ class Scrubber {
   // A thread of the lowest priority: VerifyComplete if `unclean`, then Tend for ever.
   void Start(bool unclean);
   // Lets the thread end; what it waits for at the engine has to be ended, too.
-  void Stop() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Stop();
   // Waits for its end. Whether nothing is left to VerifyComplete.
-  bool Finish() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Finish();
 
   // Compares claims of layers that are marked complete; false: it was to end before.
   bool VerifyComplete() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -56,7 +57,7 @@ class Scrubber {
   };
   State Load() const;
   void Save(const State& state) const;
-  bool Wait(absl::Duration duration) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool Wait(absl::Duration duration);
   // Layers are not held meanwhile: they may be removed.
   std::vector<std::weak_ptr<Layer>> WeakLayers() const;
   // The next three: false when the scrub is to end. Rechecks all that is cached, or compares claims only.
@@ -78,9 +79,9 @@ class Scrubber {
   std::optional<State> state_;  // once it was loaded: the file may not take it
   uint64_t unpaced_ = 0;        // bytes compared since the last Pace
   uint64_t served_ = 0;         // when last looked at
+  base::CancelToken stop_;
 
   mutable absl::Mutex mutex_;  // a leaf
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   ScrubStatus status_ ABSL_GUARDED_BY(mutex_);
 };
 

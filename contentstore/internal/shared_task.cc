@@ -50,7 +50,7 @@ absl::Status SharedTask::Wait(uint64_t ticket, const FetchContext& context, cons
         if (last) abandoned_ = true;
         break;
       }
-      if (received_ == told) changed_.WaitWithTimeout(&mutex_, kLookInterval);
+      if (received_ == told) changed_.WaitFor(&mutex_, kLookInterval);
       received = received_;
     }
     if (progress && (always || received != told)) progress(received);

@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "base/cancel.h"
 #include "base/clock.h"
+#include "base/cond_var.h"
 #include "contentstore/content_store.h"
 #include "contentstore/internal/source_read.h"
 
@@ -42,7 +43,7 @@ class SharedTask {
   const std::shared_ptr<base::CancelToken> cancel_ = std::make_shared<base::CancelToken>();
 
   absl::Mutex mutex_;
-  absl::CondVar changed_;
+  base::CondVar changed_;
   std::map<uint64_t, CredentialsPtr> callers_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_ticket_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t rotation_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -20,6 +20,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "base/file.h"
 #include "base/status.h"
 
@@ -449,14 +450,17 @@ class HttpTransport final : public Transport {
   // Behind a proxy the addresses we connect to are the proxy's: names are then for the proxy to judge.
   const bool behind_proxy_;
   absl::Mutex mutex_;
+  base::CondVar changed_;  // a connection is free, here or to be made; or somebody gives up
   std::map<std::string, Pool> pools_ ABSL_GUARDED_BY(mutex_);
   size_t idle_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 absl::StatusOr<std::unique_ptr<Slot>> HttpTransport::Acquire(const HttpRequest& request) {
   base::CancelToken::Registration wake =
-      request.cancel == nullptr ? base::CancelToken::Registration()
-                                : request.cancel->OnCancel([this] { absl::MutexLock lock(&mutex_); });
+      request.cancel == nullptr ? base::CancelToken::Registration() : request.cancel->OnCancel([this] {
+        absl::MutexLock lock(&mutex_);  // so that one who is about to wait sees it
+        changed_.SignalAll();
+      });
   absl::MutexLock lock(&mutex_);
   std::string origin = PoolKey(request);
   auto cancelled = [&] { return request.cancel != nullptr && request.cancel->cancelled(); };
@@ -464,7 +468,7 @@ absl::StatusOr<std::unique_ptr<Slot>> HttpTransport::Acquire(const HttpRequest& 
     Pool& pool = pools_[origin];
     return !pool.idle.empty() || pool.open < options_.max_connections_per_host || cancelled();
   };
-  mutex_.AwaitWithTimeout(absl::Condition(&ready), request.deadline - options_.clock->Monotonic());
+  changed_.AwaitFor(&mutex_, ready, request.deadline - options_.clock->Monotonic());
   if (cancelled()) return absl::CancelledError("cancelled");
   if (!ready()) return absl::DeadlineExceededError("deadline reached while waiting for a free connection");
   Pool& pool = pools_[origin];
@@ -486,6 +490,7 @@ void HttpTransport::Release(const std::string& origin, std::unique_ptr<Slot> slo
   absl::MutexLock lock(&mutex_);
   Pool& pool = pools_[origin];
   pool.idle.push_back(std::move(slot));
+  changed_.SignalAll();
   pool.last_used = options_.clock->Monotonic();
   if (++idle_ <= kMaxIdleSlots) return;
   auto oldest = pools_.end();

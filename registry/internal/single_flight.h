@@ -13,6 +13,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "base/cond_var.h"
 #include "registry/internal/wait.h"
 
 namespace lazyblob::registry::internal {
@@ -29,10 +30,10 @@ class SingleFlight {
       std::shared_ptr<Flight> flight;
       bool mine = Join(key, &flight);
       if (mine) return Lead(key, flight, work);
-      base::CancelToken::Registration wake = WakeOnCancel(context, &mutex_);
+      const base::CancelToken::Registration wake = WakeOnCancel(context);
       absl::MutexLock lock(&mutex_);
-      auto ready = [&] { return flight->done || Cancelled(context); };
-      mutex_.AwaitWithTimeout(absl::Condition(&ready), context.deadline - clock.Monotonic());
+      const auto ready = [&] { return flight->done || Cancelled(context); };
+      changed_.AwaitFor(&mutex_, ready, context.deadline - clock.Monotonic());
       if (!flight->done) {
         return Cancelled(context) ? absl::CancelledError("cancelled")
                                   : absl::DeadlineExceededError("deadline reached");
@@ -72,10 +73,20 @@ class SingleFlight {
     flight->abandoned = absl::IsCancelled(result.status()) || absl::IsDeadlineExceeded(result.status());
     flight->result = result;
     flight->done = true;
+    changed_.SignalAll();
     return result;
   }
 
+  base::CancelToken::Registration WakeOnCancel(const CallContext& context) ABSL_LOCKS_EXCLUDED(mutex_) {
+    if (context.cancel == nullptr) return {};
+    return context.cancel->OnCancel([this] {
+      absl::MutexLock lock(&mutex_);  // so that one who is about to wait sees it
+      changed_.SignalAll();
+    });
+  }
+
   absl::Mutex mutex_;
+  base::CondVar changed_;
   std::map<std::string, std::shared_ptr<Flight>> flights_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -6,20 +6,13 @@
 #include <optional>
 
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "base/cancel.h"
 #include "base/clock.h"
+#include "base/cond_var.h"
 #include "registry/client.h"
 
 namespace lazyblob::registry::internal {
-
-// Kept alive around a wait on a condition of `mutex` so that cancelling evaluates the condition again. Make
-// it before locking and destroy it after unlocking.
-inline base::CancelToken::Registration WakeOnCancel(const CallContext& context, absl::Mutex* mutex) {
-  if (context.cancel == nullptr) return {};
-  return context.cancel->OnCancel([mutex] { absl::MutexLock lock(mutex); });
-}
 
 inline bool Cancelled(const CallContext& context) {
   return context.cancel != nullptr && context.cancel->cancelled();
@@ -37,11 +30,7 @@ using Sleeper = std::function<void(absl::Duration, const CallContext&)>;
 
 // Waits `duration` (real time), or less when cancelled.
 inline void SleepUnlessCancelled(absl::Duration duration, const CallContext& context) {
-  absl::Mutex mutex;
-  base::CancelToken::Registration wake = WakeOnCancel(context, &mutex);
-  absl::MutexLock lock(&mutex);
-  auto cancelled = [&context] { return Cancelled(context); };
-  mutex.AwaitWithTimeout(absl::Condition(&cancelled), duration);
+  base::SleepUnlessCancelled(duration, context.cancel.get());
 }
 
 }  // namespace lazyblob::registry::internal

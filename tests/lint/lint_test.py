@@ -10,6 +10,7 @@ import check_format
 import check_layers
 import check_registered
 import check_size
+import check_waits
 import check_words
 
 
@@ -132,6 +133,18 @@ class LintTest(unittest.TestCase):
         self.write(".clang-format", "BasedOnStyle: Google\n")
         self.assertEqual(self.findings(check_format, "a.cc", "int a = 1;\n"), [])
         self.assertEqual(len(self.findings(check_format, "a.cc", "int  a=1;\n")), 1)
+
+    def test_deadlines_on_the_wall_clock_are_found(self):
+        for bad in ("mutex_.AwaitWithTimeout(absl::Condition(&x), wait);", "c.WaitWithDeadline(&mutex_, t);",
+                    "done.WaitForNotificationWithTimeout(wait);", "std::condition_variable changed_;",
+                    "context.set_deadline(std::chrono::system_clock::now() + 1s);",
+                    "context.set_deadline(absl::ToChronoTime(time));", "sem_timedwait(&s, &t);"):
+            self.assertEqual(len(self.findings(check_waits, "daemon/a.cc", bad + "\n")), 1, bad)
+            self.assertEqual(self.findings(check_waits, "tests/daemon/a.cc", bad + "\n"), [], bad)
+            self.assertEqual(self.findings(check_waits, "base/cond_var.h", bad + "\n"), [], bad)
+        for good in ("mutex_.Await(absl::Condition(&x));", "changed_.WaitFor(&mutex_, wait);", "// no WaitWithTimeout()",
+                     "set_deadline(gpr_time_from_millis(1, GPR_TIMESPAN));", "absl::ToChronoNanoseconds(wait);"):
+            self.assertEqual(self.findings(check_waits, "daemon/a.cc", good + "\n"), [], good)
 
     def test_words_are_found(self):
         for bad in ("cd /work/main", "// TODO(me): later", "see issue 12", "in this session", "as design.md says"):
