@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "absl/functional/function_ref.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status.h"
 #include "daemon/external_toc.h"
@@ -70,9 +71,12 @@ absl::StatusOr<ResolvedImage> Resolve(registry::FetchedManifest document, const 
   ASSIGN_OR_RETURN(std::string raw, fetch_blob(found.manifest.config));
   ASSIGN_OR_RETURN(oci::ImageConfig config, oci::ParseImageConfig(raw, found.manifest.config.digest));
   if (config.diff_ids.size() != found.manifest.layers.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("config lists ", config.diff_ids.size(), " diff_ids for ",
-                                                   found.manifest.layers.size(),
-                                                   " layers: the image is damaged, build it again"));
+    const std::string& type = found.manifest.config.media_type;
+    const bool image = absl::StrContains(type, "image.config") || absl::StrContains(type, "container.image");
+    return absl::InvalidArgumentError(absl::StrCat(
+        "config lists ", config.diff_ids.size(), " diff_ids for ", found.manifest.layers.size(), " layers: ",
+        image ? "the image is damaged, build it again"
+              : absl::StrCat("this is no image but ", base::Printable(type), ", which cannot be mounted")));
   }
   ResolvedImage image;
   image.manifest_digest = found.documents.back().descriptor.digest;
