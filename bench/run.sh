@@ -29,7 +29,7 @@ note() { printf 'note\t%s\n' "$1" >> "$RESULTS"; }
 note "$(date -u +%F), $(nproc) CPUs ($(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -1)), $(free -g | awk '/Mem:/ {print $2}') GiB, $(uname -r), state on $(findmnt -no FSTYPE -T "$WORK")"
 note "containerd $(containerd --version | awk '{print $3}'), $(docker-registry --version | awk '{print "docker-registry " $3}'), median of $ROUNDS; command: bench/run.sh $*"
 
-# ---- tree: the same files extracted on ext4 and mounted by us
+# ---- tree: the same files on ext4, as containerd's overlayfs snapshotter has them, and mounted by us
 
 make_lists() {
   local tree=$1
@@ -68,15 +68,19 @@ page_growth() {  # series, root: growth of the page cache over the bytes read
   value "$1" "$(awk -v a="$after" -v b="$before" -v n="$bytes" 'BEGIN {printf "%.3f", (a - b) * 1024 / n}')"
 }
 
-bench_tree_of() {  # repository:tag, what it is; the image's own unpacked tree is the base
-  local ref=$1 label=$2 dir=$SCRATCH/mnt i key=${1//[:\/]/-}
+bench_tree_of() {  # repository:tag, what it is
+  local ref=$1 label=$2 base=$SCRATCH/base dir=$SCRATCH/mnt i key=${1//[:\/]/-}
   make_lists "$JUDGE"
+  containerd_start "tree-$key" overlayfs
+  ctr_ images pull --plain-http --snapshotter overlayfs "$REG/$ref" > /dev/null 2>&1 || die "ctr images pull $ref"
+  mkdir -p "$base"
+  ctr_ images mount --snapshotter overlayfs "$REG/$ref" "$base" > /dev/null || die "ctr images mount $ref"
   lb_root "tree-$key"
   lb --root "$ROOT_DIR" index --plain-http --progress none "$REG/$ref" > /dev/null || die "lazyblob index $ref"
   lb_mount erofs "$REG/$ref" "$dir" || die "lazyblob mount $ref"
   "$BENCH_TREE" readall "$dir" "$SCRATCH/files" > /dev/null || die "$ref cannot be read"   # everything is cached on disk now
   for ((i = 0; i < ROUNDS; i++)); do
-    measure "ext4-$key" "$JUDGE"
+    measure "base-$key" "$base"
     measure "fuse-$key" "$dir"
     page_growth "pages-fuse-$key" "$dir"
   done
@@ -92,16 +96,18 @@ bench_tree_of() {  # repository:tag, what it is; the image's own unpacked tree i
     page_growth "pages-full-$key" "$dir"
   done
   lb_umount "$dir" || die "umount $ref"
+  ctr_ images unmount "$base" > /dev/null || die "ctr images unmount $ref"
+  containerd_stop
   local what
   for what in walk readall open4k; do
-    row "$label: warm $what, over FUSE" "fuse-$key-warm-$what" "ext4-$key-warm-$what" 1.15 ms
+    row "$label: warm $what, over FUSE" "fuse-$key-warm-$what" "base-$key-warm-$what" 1.15 ms
   done
-  row "$label: cold walk, over FUSE" "fuse-$key-cold-walk" "ext4-$key-cold-walk" 1.0 ms
-  row "$label: cold readall, over FUSE" "fuse-$key-cold-readall" "ext4-$key-cold-readall" 1.0 ms
-  row "$label: cold open4k, over FUSE" "fuse-$key-cold-open4k" "ext4-$key-cold-open4k" 1.3 ms
+  row "$label: cold walk, over FUSE" "fuse-$key-cold-walk" "base-$key-cold-walk" 1.0 ms
+  row "$label: cold readall, over FUSE" "fuse-$key-cold-readall" "base-$key-cold-readall" 1.0 ms
+  row "$label: cold open4k, over FUSE" "fuse-$key-cold-open4k" "base-$key-cold-open4k" 1.3 ms
   for what in walk readall open4k; do
-    row "$label: warm $what, complete" "full-$key-warm-$what" "ext4-$key-warm-$what" 1.0 ms
-    row "$label: cold $what, complete" "full-$key-cold-$what" "ext4-$key-cold-$what" 1.0 ms
+    row "$label: warm $what, complete" "full-$key-warm-$what" "base-$key-warm-$what" 1.0 ms
+    row "$label: cold $what, complete" "full-$key-cold-$what" "base-$key-cold-$what" 1.0 ms
   done
   row "$label: page cache after reading all, over FUSE" "pages-fuse-$key" - 1.2 "× of its bytes"
   row "$label: page cache after reading all, complete" "pages-full-$key" - 1.2 "× of its bytes"
