@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "tests/support/sanitizers.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::base {
@@ -89,22 +90,13 @@ class CrashRecordTest : public ::testing::Test {
   const std::string path_ = directory_.File("crashes");
 };
 
-// A sanitizer's reports end the process in their own way.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#elif defined(__has_feature)
-constexpr bool kSanitized = __has_feature(address_sanitizer) || __has_feature(thread_sanitizer);
-#else
-constexpr bool kSanitized = false;
-#endif
-
 TEST_F(CrashRecordTest, TheInnermostSubjectIsRecorded) {
   EXPECT_EQ(Die(Abort), SIGABRT);
   EXPECT_EQ(Recorded(), "inner\n");
 }
 
 TEST_F(CrashRecordTest, SoAreWildPointersAndStacksThatAreUsedUp) {
-  if (kSanitized) GTEST_SKIP() << "the sanitizer's own handler ends the process";
+  if (support::kSanitized) GTEST_SKIP() << "the sanitizer's own handler ends the process";
   EXPECT_EQ(Die(WildPointer), SIGSEGV);
   EXPECT_EQ(Recorded(), "wild\n");
   EXPECT_EQ(Die(NoStackLeft), SIGSEGV);
@@ -114,7 +106,7 @@ TEST_F(CrashRecordTest, SoAreWildPointersAndStacksThatAreUsedUp) {
 TEST_F(CrashRecordTest, WhoIsKilledOrHasNothingInHandLeavesNothing) {
   EXPECT_EQ(Die(NothingToTell), SIGABRT);
   EXPECT_EQ(Die(KilledFromOutside), SIGKILL);
-  if (!kSanitized) {
+  if (!support::kSanitized) {
     EXPECT_EQ(Die(SignalFromOutside), SIGSEGV);
     EXPECT_EQ(Die(PageThatIsNotThere), SIGBUS);
   }

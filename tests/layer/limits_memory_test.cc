@@ -20,23 +20,14 @@
 #include "layer/internal/toc.h"
 #include "oci/manifest.h"
 #include "tests/support/layer_maker.h"
+#include "tests/support/sanitizers.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::layer {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define LAZYBLOB_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define LAZYBLOB_SANITIZED 1
-#endif
-#endif
-#ifdef LAZYBLOB_SANITIZED
-constexpr uint64_t kOverhead = 8;  // red zones, and what is freed is kept for a while
-#else
-constexpr uint64_t kOverhead = 1;
-#endif
+// Red zones, and what is freed is kept for a while.
+constexpr uint64_t kOverhead = support::kSanitized ? 8 : 1;
 
 uint64_t StatusBytes(absl::string_view field) {
   const std::string status = base::ReadFile("/proc/self/status", 1 << 16).value_or("");
