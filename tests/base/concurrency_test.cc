@@ -101,10 +101,10 @@ TEST(ThreadPoolTest, TasksOfAKeyThatHangLeaveThreadsToOthers) {
 }
 
 TEST(ThreadPoolTest, WorksInParallel) {
-  ThreadPool pool("parallel", 2);
   absl::Notification first;
   absl::Notification second;
   absl::Notification done;
+  ThreadPool pool("parallel", 2);  // goes first
   // Each waits for the other: with one thread this would never end.
   pool.Schedule([&] {
     first.Notify();

@@ -1,22 +1,11 @@
 // The client against Debian's docker-registry, filled by skopeo: a registry and a pusher we did not write,
 // judged from the registry's own log.
 
-#include <arpa/inet.h>
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -24,6 +13,7 @@
 #include "oci/manifest.h"
 #include "registry/client.h"
 #include "registry/hosts_toml.h"
+#include "tests/registry/real_registry.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::registry {
@@ -43,34 +33,17 @@ class FixedCredentials final : public CredentialsProvider {
   const std::string password_;
 };
 
-bool Installed(const std::string& program) {
-  return system(absl::StrCat("command -v ", program, " >/dev/null").c_str()) == 0;
-}
-
 void MustRun(const std::string& command) { ASSERT_EQ(system(command.c_str()), 0) << command; }
-
-// A port nobody listens on just now.
-int FreePort() {
-  base::UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  EXPECT_EQ(bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size), 0);
-  return ntohs(address.sin_port);
-}
 
 class DockerRegistryTest : public testing::Test {
  protected:
   void SetUp() override {
     for (const char* program : {"docker-registry", "skopeo", "openssl"}) {
-      if (!Installed(program)) GTEST_SKIP() << program << " is not installed (see deploy/install-deps.sh)";
+      if (!RealRegistry::Installed(program))
+        GTEST_SKIP() << program << " is not installed (see deploy/install-deps.sh)";
     }
     MakeLayout();
   }
-
-  void TearDown() override { Stop(); }
 
   // An image of one gzip layer of 3 MB, in an image layout.
   void MakeLayout() {
@@ -110,61 +83,26 @@ class DockerRegistryTest : public testing::Test {
   // Starts the registry and pushes the image as app:1.
   void Start(const std::string& http_more = "", const std::string& more = "",
              const std::string& skopeo_more = "") {
-    port_ = FreePort();
-    std::string config = absl::StrCat(
-        "version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: ", directory_.File("data"),
-        "}}\nhttp:\n  addr: 127.0.0.1:", port_, "\n", http_more, more);
-    ASSERT_TRUE(base::WriteFileAtomically(directory_.File("config.yml"), config).ok());
-    std::string log = directory_.File("log");
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    posix_spawn_file_actions_adddup2(&actions, 1, 2);
-    std::string path = directory_.File("config.yml");
-    char* argv[] = {const_cast<char*>("docker-registry"), const_cast<char*>("serve"), path.data(), nullptr};
-    ASSERT_EQ(posix_spawnp(&pid_, "docker-registry", &actions, nullptr, argv, environ), 0);
-    posix_spawn_file_actions_destroy(&actions);
-    ASSERT_TRUE(AwaitListening()) << *base::ReadFile(log, 1 << 20);
+    ASSERT_TRUE(registry_.Start(http_more, more)) << registry_.Log();
     MustRun(absl::StrCat("skopeo --insecure-policy copy -q --preserve-digests --dest-tls-verify=false ",
-                         skopeo_more, " oci:", directory_.File("layout"), ":1 docker://127.0.0.1:", port_,
+                         skopeo_more, " oci:", directory_.File("layout"), ":1 docker://", registry_.host(),
                          "/app:1"));
-    log_start_ = base::ReadFile(log, 10 << 20)->size();
-    options_.stall_timeout = absl::Seconds(5);
+    log_start_ = registry_.Log().size();
     options_.max_attempts = 2;
-  }
-
-  bool AwaitListening() const {
-    for (int i = 0; i < 1000; ++i) {
-      base::UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-      sockaddr_in address{};
-      address.sin_family = AF_INET;
-      address.sin_port = htons(static_cast<uint16_t>(port_));
-      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-      if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return true;
-      poll(nullptr, 0, 10);
-    }
-    return false;
-  }
-
-  void Stop() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGTERM);
-    waitpid(pid_, nullptr, 0);
-    pid_ = -1;
   }
 
   // Stops the registry and counts the lines of its log since the push that hold `part`.
   size_t Logged(absl::string_view part) {
-    Stop();
-    std::istringstream log(base::ReadFile(directory_.File("log"), 10 << 20)->substr(log_start_));
+    registry_.Stop();
+    std::istringstream log(registry_.Log().substr(log_start_));
     size_t count = 0;
     for (std::string line; std::getline(log, line);) count += absl::StrContains(line, part) ? 1 : 0;
     return count;
   }
   // Connections that made requests, told apart by their remote ports.
   size_t Connections() {
-    Stop();
-    std::istringstream log(base::ReadFile(directory_.File("log"), 10 << 20)->substr(log_start_));
+    registry_.Stop();
+    std::istringstream log(registry_.Log().substr(log_start_));
     std::set<std::string> peers;
     for (std::string line; std::getline(log, line);) {
       size_t at = line.find("http.request.remoteaddr=");
@@ -175,7 +113,7 @@ class DockerRegistryTest : public testing::Test {
 
   oci::Reference Repository() const {
     oci::Reference reference;
-    reference.host = absl::StrCat("127.0.0.1:", port_);
+    reference.host = registry_.host();
     reference.repository = "app";
     return reference;
   }
@@ -200,8 +138,7 @@ class DockerRegistryTest : public testing::Test {
   std::string layer_;
   std::string config_;
   std::string manifest_;
-  int port_ = 0;
-  pid_t pid_ = -1;
+  RealRegistry registry_;
   size_t log_start_ = 0;
   ClientOptions options_;
 };
@@ -308,7 +245,7 @@ TEST_F(DockerRegistryTest, TlsIsVerifiedAndSpeaksHttp2) {
     ASSERT_TRUE(*read == layer_.substr(i * 100'000, 50'000));
   }
   oci::Reference elsewhere = Repository();
-  elsewhere.host = absl::StrCat("localhost:", port_);
+  elsewhere.host = absl::StrCat("localhost:", registry_.port());
   elsewhere.tag = "1";
   EXPECT_EQ(trusting.GetManifest(elsewhere, {}).status().code(), absl::StatusCode::kUnavailable)
       << "the name is not in it";
@@ -328,7 +265,7 @@ TEST_F(DockerRegistryTest, HostsTomlSaysWhomToTrustAndWhatToShow) {
   Start(absl::StrCat("  tls: {certificate: ", directory_.File("cert.pem"), ", key: ",
                      directory_.File("key.pem"), ", clientcas: [", directory_.File("me.pem"), "]}\n"),
         "", absl::StrCat("--dest-cert-dir ", directory_.File("certs")));
-  std::string dir = directory_.File(absl::StrCat("certs.d/127.0.0.1_", port_, "_"));
+  std::string dir = directory_.File(absl::StrCat("certs.d/127.0.0.1_", registry_.port(), "_"));
   ASSERT_TRUE(base::MakeDirectories(dir).ok());
   HostsDirectories directories(directory_.File("certs.d"), nullptr);
   options_.host_config = [&](const std::string& host) { return directories.Find(host); };
@@ -347,7 +284,7 @@ TEST_F(DockerRegistryTest, HostsTomlSaysWhomToTrustAndWhatToShow) {
   EXPECT_NE(read(ca), "right") << "the connection made with a certificate is not used without";
   EXPECT_EQ(read("skip_verify = true\n" + me), "right");
   EXPECT_TRUE(absl::StrContains(read(me), "TLS: ")) << "nor the unverified one";
-  std::string url = absl::StrCat("https://127.0.0.1:", port_);
+  std::string url = absl::StrCat("https://127.0.0.1:", registry_.port());
   EXPECT_EQ(read(absl::StrCat("server = 'https://127.0.0.1:1'\n[host.'", url, "']\n", ca, me)), "right");
   MustRun(absl::StrCat("cat ", directory_.File("me.pem"), " ", directory_.File("me.key"), " > ", dir,
                        "/both.pem"));

@@ -9,6 +9,7 @@
 #include "oci/manifest.h"
 #include "tests/registry/pusher_fixture.h"
 #include "tests/registry/real_registry.h"
+#include "tests/support/eventually.h"
 
 namespace lazyblob::registry {
 namespace {
@@ -25,7 +26,6 @@ class PusherDockerRegistryTest : public testing::Test {
     ASSERT_TRUE(registry_.Start()) << registry_.Log();
     ClientOptions options;
     options.plain_http = true;
-    options.stall_timeout = absl::Seconds(5);
     client_ = std::make_unique<Client>(options);
     pusher_ = std::make_unique<Pusher>(client_.get());
   }
@@ -167,8 +167,10 @@ TEST_F(PusherDockerRegistryTest, WhatBreaksOffLeavesNoBlob) {
   UploadSession broken;
   EXPECT_EQ(PutWhole("app", bytes, 3 << 20, &broken), absl::AbortedError("the source broke"));
   // Once the registry has noticed, the session is of no use: its state is not that of the Location.
-  for (int i = 0; i < 500 && registry_.Logged({"\"PUT /v2/app/blobs/uploads/"}) == 0; ++i)
+  ASSERT_TRUE(support::Eventually([&] {
     poll(nullptr, 0, 10);
+    return registry_.Logged({"\"PUT /v2/app/blobs/uploads/"}) > 0;
+  }));
   absl::Status gone = pusher_->Query(At("app"), &broken, {});
   EXPECT_EQ(gone.code(), absl::StatusCode::kNotFound) << gone << " at " << broken.offset;
   EXPECT_EQ(client_->HeadBlob(At("app"), base::Digest::Of(bytes), {}).status().code(),

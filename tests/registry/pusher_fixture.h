@@ -31,6 +31,10 @@ inline absl::Span<const uint8_t> Bytes(absl::string_view text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
 }
 
+inline size_t HalfSecondsSince(absl::Duration start) {
+  return static_cast<size_t>((base::SystemClock().Monotonic() - start) / absl::Milliseconds(500));
+}
+
 class UserCredentials final : public CredentialsProvider {
   absl::StatusOr<std::optional<Credentials>> Lookup(absl::string_view) const override {
     return std::optional<Credentials>(Credentials{"user", "secret", "", ""});

@@ -190,16 +190,16 @@ TEST_F(PusherPersonalitiesTest, ShortTokensAreRenewedBetweenChunks) {
   auth_.token_ttl = absl::Seconds(1);
   Apply();
   std::string bytes = Noise(3 * kChunk);
-  absl::Duration end = base::SystemClock().Monotonic() + absl::Milliseconds(2500);
+  const absl::Duration start = base::SystemClock().Monotonic();
   int pushed = 0;
-  while (base::SystemClock().Monotonic() < end) {
+  while (HalfSecondsSince(start) < 5) {
     absl::Status status = PushChunks(bytes);
     ASSERT_TRUE(status.ok()) << status;
     ++pushed;
   }
   EXPECT_TRUE(Has(bytes));
-  EXPECT_GE(registry_.token_requests(), 3u);
-  EXPECT_LE(registry_.token_requests(), 6u) << pushed << " pushes";
+  EXPECT_GE(registry_.token_requests(), 2u);
+  EXPECT_LE(registry_.token_requests(), 2u + HalfSecondsSince(start)) << pushed << " pushes";
 }
 
 TEST_F(PusherPersonalitiesTest, NoChunksIsSaidBeforeMuchIsSent) {
@@ -369,15 +369,21 @@ TEST_F(PusherPersonalitiesTest, AnUploadThatPausesIsBrokenOff) {
 }
 
 TEST_F(PusherPersonalitiesTest, ASlowCommitIsWaitedForBeyondTheStallTimeout) {
-  options_.stall_timeout = absl::Milliseconds(150);
-  uploads_.commit_delay = absl::Milliseconds(600);
+  constexpr absl::Duration kDelay = absl::Milliseconds(1500);
+  uploads_.commit_delay = kDelay;
   Apply();
-  std::string bytes = Noise(2 * kChunk);
-  EXPECT_TRUE(PushWhole(bytes).ok());
-  EXPECT_TRUE(PushChunks(bytes).ok());
+  const std::string bytes = Noise(1000);
+  absl::StatusOr<UploadSession> whole = pusher().Start(repository_, {});
+  absl::StatusOr<UploadSession> chunked = pusher().Start(repository_, {});
+  ASSERT_TRUE(whole.ok() && chunked.ok() && PatchRest(bytes, &*chunked).ok());
+  pusher_.reset();
+  options_.stall_timeout = kDelay / 3;
+  client_.reset();
+  EXPECT_EQ(PutWhole(bytes, *whole), absl::OkStatus());
+  EXPECT_EQ(pusher().Commit(repository_, *chunked, base::Digest::Of(bytes), {}), absl::OkStatus());
   EXPECT_EQ(Count("PUT"), 2u);
   // Other answers are not waited for so long.
-  registry_.AddFault({.method = "POST", .count = 3}, {.delay = absl::Milliseconds(600)});
+  registry_.AddFault({.method = "POST", .count = 3}, {.delay = kDelay});
   EXPECT_EQ(pusher().Start(repository_, {}).status().code(), absl::StatusCode::kUnavailable);
 }
 
@@ -389,13 +395,21 @@ TEST_F(PusherPersonalitiesTest, RetryAfterStopsReadsAndPushesOfTheHost) {
   absl::Duration start = base::SystemClock().Monotonic();
   absl::Status limited = PutWhole(bytes, *session);
   EXPECT_EQ(RefusalOf(limited)->http_status, 429) << limited;
-  EXPECT_LT(base::SystemClock().Monotonic() - start, absl::Milliseconds(900));
   EXPECT_FALSE(client_->HeadBlob(repository_, base::Digest::Of(bytes), {}).ok());
   EXPECT_GE(base::SystemClock().Monotonic() - start, absl::Milliseconds(990));
   EXPECT_TRUE(PutWhole(bytes, *session).ok());
+  // Whoever is refused is told at once.
+  session = pusher().Start(repository_, {});
+  ASSERT_TRUE(session.ok());
+  registry_.AddFault({.method = "PUT", .count = 1}, {.status = 429, .headers = {{"Retry-After", "100"}}});
+  start = base::SystemClock().Monotonic();
+  limited = PutWhole(bytes, *session);
+  EXPECT_EQ(RefusalOf(limited)->http_status, 429) << limited;
+  EXPECT_LT(base::SystemClock().Monotonic() - start, absl::Seconds(90));
 }
 
 TEST_F(PusherPersonalitiesTest, CancellingEndsASendAtOnceAndTheSession) {
+  options_.stall_timeout = absl::Hours(1);
   std::string bytes = Noise(16 * kChunk);
   auto gate = std::make_shared<support::Gate>();
   registry_.AddFault({.method = "PUT"}, {.request_gate = gate, .request_gate_at = 1});
@@ -415,10 +429,8 @@ TEST_F(PusherPersonalitiesTest, CancellingEndsASendAtOnceAndTheSession) {
     status = pusher().PutWhole(repository_, *session, Describe(bytes), source, context);
   });
   ASSERT_TRUE(gate->AwaitWaiting(1));
-  absl::Duration start = base::SystemClock().Monotonic();
   context.cancel->Cancel();
-  sender.join();
-  EXPECT_LT(base::SystemClock().Monotonic() - start, absl::Milliseconds(500));
+  sender.join();  // the gate is closed
   EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
   gate->Open();
   pusher().Cancel(repository_, *session, context);
@@ -426,6 +438,7 @@ TEST_F(PusherPersonalitiesTest, CancellingEndsASendAtOnceAndTheSession) {
 }
 
 TEST_F(PusherPersonalitiesTest, CancellingWhileASessionIsOpenedEndsThatSession) {
+  options_.stall_timeout = absl::Hours(1);
   const base::Digest digest = base::Digest::Of("bytes");
   for (const bool mount : {false, true}) {
     for (const bool answers : {true, false}) {
@@ -445,7 +458,7 @@ TEST_F(PusherPersonalitiesTest, CancellingWhileASessionIsOpenedEndsThatSession) 
       if (answers) gate->Open();
       opener.join();
       EXPECT_EQ(status.code(), absl::StatusCode::kCancelled) << status;
-      EXPECT_LT(base::SystemClock().Monotonic() - start, absl::Seconds(4));
+      EXPECT_LT(base::SystemClock().Monotonic() - start, support::kPatience / 2) << "the gate is closed";
       gate->Open();
       EXPECT_EQ(registry_.upload_sessions(), 0u);
     }

@@ -16,7 +16,9 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/file.h"
+#include "tests/support/gate.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::registry {
@@ -32,12 +34,14 @@ class RealRegistry {
     return system(absl::StrCat("command -v ", program, " >/dev/null").c_str()) == 0;
   }
 
-  // Listens on return; false: it does not, see Log(). A second start keeps contents and port.
-  bool Start() {
-    if (port_ == 0) port_ = FreePort();
+  // Listens on return; false: it does not, see Log(). `http` and `more` are lines for its configuration, of
+  // the section "http" (two spaces before each) and after it. A second start keeps contents and port.
+  bool Start(const std::string& http = "", const std::string& more = "") {
+    if (port_ == 0) TakePort();
     std::string config = absl::StrCat(
         "version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: ", directory_.File("data"),
-        "}, delete: {enabled: true}}\nhttp: {addr: '127.0.0.1:", port_, "', secret: of-the-test}\n");
+        "}, delete: {enabled: true}}\nhttp:\n  addr: 127.0.0.1:", port_, "\n  secret: of-the-test\n", http,
+        more);
     if (!base::WriteFileAtomically(directory_.File("config.yml"), config).ok()) return false;
     std::string log = directory_.File("log");
     posix_spawn_file_actions_t actions;
@@ -58,6 +62,7 @@ class RealRegistry {
     pid_ = -1;
   }
 
+  int port() const { return port_; }
   std::string host() const { return absl::StrCat("127.0.0.1:", port_); }
   std::string Log() const { return base::ReadFile(directory_.File("log"), 64 << 20).value_or(""); }
   // Lines of the access log that hold all of `parts`.
@@ -73,31 +78,44 @@ class RealRegistry {
   }
 
  private:
-  static int FreePort() {
-    base::UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  // A port that nobody else is given while this lives. It does not listen, and so the registry may: Go's
+  // listeners set SO_REUSEADDR too.
+  void TakePort() {
+    holder_ = base::UniqueFd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const int on = 1;
+    sockaddr_in address = Loopback(0);
+    socklen_t size = sizeof address;
+    if (setsockopt(holder_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0 &&
+        bind(holder_.get(), reinterpret_cast<sockaddr*>(&address), size) == 0 &&
+        getsockname(holder_.get(), reinterpret_cast<sockaddr*>(&address), &size) == 0) {
+      port_ = ntohs(address.sin_port);
+    }
+  }
+  static sockaddr_in Loopback(int port) {
     sockaddr_in address{};
     address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    if (bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size) != 0) return 0;
-    if (getsockname(fd.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0) return 0;
-    return ntohs(address.sin_port);
+    return address;
   }
 
-  bool AwaitListening() const {
-    for (int i = 0; i < 1000; ++i) {
+  bool AwaitListening() {
+    const sockaddr_in address = Loopback(port_);
+    const absl::Time give_up = absl::Now() + support::kPatience;
+    while (absl::Now() < give_up) {
+      if (waitpid(pid_, nullptr, WNOHANG) != 0) {
+        pid_ = -1;
+        return false;
+      }
       base::UniqueFd fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-      sockaddr_in address{};
-      address.sin_family = AF_INET;
-      address.sin_port = htons(static_cast<uint16_t>(port_));
-      address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-      if (connect(fd.get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0) return true;
+      if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) return true;
       poll(nullptr, 0, 10);
     }
     return false;
   }
 
   support::TempDir directory_;
+  base::UniqueFd holder_;
   int port_ = 0;
   pid_t pid_ = -1;
 };

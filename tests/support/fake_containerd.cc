@@ -21,6 +21,7 @@
 #include "proto/containerd_leases.grpc.pb.h"
 #include "proto/containerd_namespaces.grpc.pb.h"
 #include "proto/containerd_version.grpc.pb.h"
+#include "tests/support/gate.h"
 #include "proto/snapshots.grpc.pb.h"
 
 namespace lazyblob::support {
@@ -439,7 +440,7 @@ bool FakeContainerd::AwaitLog(const std::string& prefix) const {
     return std::any_of(state.log.begin(), state.log.end(),
                        [&](const std::string& line) { return absl::StartsWith(line, prefix); });
   };
-  return state.mutex.AwaitWithTimeout(absl::Condition(&there), absl::Seconds(10));
+  return state.mutex.AwaitWithTimeout(absl::Condition(&there), kPatience);
 }
 
 }  // namespace lazyblob::support

@@ -92,9 +92,9 @@ struct LoggedRequest {
   uint64_t received_bytes = 0;  // of the request's body
   absl::Duration longest_gap;   // without a byte of an upload's body that was waited for
   int status = 0;               // 0: no answer was given
-  uint64_t body_bytes = 0;      // of the answer's body, given to the kernel
-  bool finished = false;        // answer complete, or given up
-  bool complete = false;        // answer sent to its end
+  uint64_t body_bytes = 0;      // of the answer's body; a piece counts from before it is sent
+  bool finished = false;        // answer complete, or given up: some moments after the client has it
+  bool complete = false;        // answer sent to its end; with finished
 };
 
 struct AuthOptions {

@@ -88,10 +88,10 @@ BodyEnd SendBody(HttpConnection& connection, const FaultAction& fault, const Ans
       char& byte = piece[*flip - answer.offset - sent];
       byte = static_cast<char>(byte ^ 1);
     }
+    on_bytes(piece.size());  // before the client can have them, and look
     const bool ok = fault.chunked ? connection.Send(absl::StrFormat("%x\r\n", piece.size()) + piece + "\r\n")
                                   : connection.Send(piece);
     if (!ok) return BodyEnd::kBroken;
-    on_bytes(piece.size());
     sent = end;
   }
 }
