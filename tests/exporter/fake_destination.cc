@@ -48,7 +48,7 @@ class FakeDestination final : public internal::Destination {
       const oci::Reference& repository, const base::Digest& digest, const std::string& from,
       const registry::CallContext& context) override {
     RETURN_IF_ERROR(Enter({"mount", repository.host, repository.repository, from}, context));
-    const FakeHost& host = fake_.hosts[repository.host];
+    const FakeHost& host = fake_.Host(repository.host);
     {
       const absl::MutexLock lock(&fake_.mutex_);
       for (const auto& [name, blobs] : fake_.blobs_) {
@@ -67,7 +67,7 @@ class FakeDestination final : public internal::Destination {
   absl::StatusOr<registry::UploadSession> Start(const oci::Reference& repository,
                                                 const registry::CallContext& context) override {
     RETURN_IF_ERROR(Enter({"start", repository.host, repository.repository, ""}, context));
-    if (fake_.hosts[repository.host].denied.contains(repository.repository)) {
+    if (fake_.Host(repository.host).denied.contains(repository.repository)) {
       return FakeRegistries::Refused(403, "denied");
     }
     return NewSession(repository);
@@ -93,7 +93,7 @@ class FakeDestination final : public internal::Destination {
     if (found == fake_.sessions_.end()) return FakeRegistries::Refused(404, "no such session");
     if (cut.has_value()) {
       found->second.bytes = bytes.substr(0, *cut);
-      if (fake_.hosts[repository.host].forgets_broken_sessions) fake_.sessions_.erase(found);
+      if (fake_.Host(repository.host).forgets_broken_sessions) fake_.sessions_.erase(found);
       return absl::UnavailableError("the connection broke");
     }
     return End(repository, found, bytes, blob.digest);
@@ -102,7 +102,7 @@ class FakeDestination final : public internal::Destination {
                      absl::Span<const uint8_t> bytes, const registry::CallContext& context) override {
     const FakeStep step{"patch", repository.host, repository.repository, "", bytes.size()};
     RETURN_IF_ERROR(Enter(step, context));
-    const FakeHost& host = fake_.hosts[repository.host];
+    const FakeHost& host = fake_.Host(repository.host);
     if (!host.chunks) return FakeRegistries::Refused(404, "no chunks here");
     const std::optional<uint64_t> cut = fake_.cut == nullptr ? std::nullopt : fake_.cut(step);
     const absl::MutexLock lock(&fake_.mutex_);
@@ -169,7 +169,7 @@ class FakeDestination final : public internal::Destination {
     const absl::MutexLock lock(&fake_.mutex_);
     registry::UploadSession session;
     session.location = absl::StrCat("http://", repository.host, "/upload/", fake_.next_session_++);
-    session.min_chunk = fake_.hosts[repository.host].min_chunk;
+    session.min_chunk = fake_.Host(repository.host).min_chunk;
     fake_.sessions_[session.location].repository = repository.Name();
     return session;
   }

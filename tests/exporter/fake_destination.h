@@ -70,6 +70,13 @@ class FakeRegistries {
     int patches = 0;
   };
 
+  // Looks only: several threads do.
+  const FakeHost& Host(const std::string& name) const {
+    static const FakeHost kAny;
+    const auto found = hosts.find(name);
+    return found == hosts.end() ? kAny : found->second;
+  }
+
   mutable absl::Mutex mutex_;
   std::map<std::string, std::map<base::Digest, std::string>> blobs_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Session> sessions_ ABSL_GUARDED_BY(mutex_);

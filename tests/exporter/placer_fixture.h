@@ -14,6 +14,7 @@
 #include "exporter/internal/placer_impl.h"
 #include "tests/exporter/fake_destination.h"
 #include "tests/exporter/test_blob.h"
+#include "tests/support/gate.h"
 #include "tests/support/tar_maker.h"
 
 namespace lazyblob::exporter {
@@ -75,6 +76,7 @@ class PlacerFixture : public testing::Test {
   FakeRegistries registries;
   const oci::Reference app = Repository("registry:5001", "team/app");
   const oci::Reference cache = Repository("registry:5001", "team/cache");
+  support::Gate gate;  // for blobs: threads of the placer may still come out of it when a test ends
 
  private:
   std::unique_ptr<internal::PlacerImpl> placer_;

@@ -34,7 +34,8 @@ class ReadFanTest : public testing::Test {
  protected:
   const std::string bytes_ = support::RandomBytes(20'500, 1);
   const std::shared_ptr<TestBlob> blob_ = std::make_shared<TestBlob>(bytes_);
-  ReadFan fan_{100'000};
+  support::Gate gate_;
+  ReadFan fan_{100'000};  // goes first: its threads read
 };
 
 TEST_F(ReadFanTest, PiecesComeInOrderFromAnyOffset) {
@@ -45,11 +46,10 @@ TEST_F(ReadFanTest, PiecesComeInOrderFromAnyOffset) {
 }
 
 TEST_F(ReadFanTest, ThoseWhoBeginTogetherShareOneRead) {
-  support::Gate gate;
-  blob_->gate = &gate;
+  blob_->gate = &gate_;
   std::vector<std::unique_ptr<ReadFan::Cursor>> cursors;
   for (int i = 0; i < 3; ++i) cursors.push_back(fan_.Open(Request(blob_)));
-  gate.Open();
+  gate_.Open();
   // In step, so that nobody is left behind.
   for (uint64_t at = 0; at < bytes_.size(); at += kPiece) {
     for (auto& cursor : cursors) {
@@ -67,14 +67,13 @@ TEST_F(ReadFanTest, BlobsOfOneDigestAndOriginShareOneRead) {
   const auto elsewhere = std::make_shared<TestBlob>(bytes_);
   blob_->read_from = same->read_from = "here";
   elsewhere->read_from = "there";
-  support::Gate gate;
-  blob_->gate = &gate;
+  blob_->gate = &gate_;
   const auto one = fan_.Open(Request(blob_));
   const auto two = fan_.Open(Request(same));
   EXPECT_EQ(fan_.reads(), 1U);
   const auto three = fan_.Open(Request(elsewhere));
   EXPECT_EQ(fan_.reads(), 2U);
-  gate.Open();
+  gate_.Open();
   for (uint64_t at = 0; at < bytes_.size(); at += kPiece) {
     for (ReadFan::Cursor* cursor : {one.get(), two.get(), three.get()}) {
       const auto piece = cursor->Next(nullptr);
@@ -88,15 +87,14 @@ TEST_F(ReadFanTest, BlobsOfOneDigestAndOriginShareOneRead) {
 TEST_F(ReadFanTest, TheFailureOfAnothersReadIsNotOnesOwn) {
   const auto same = std::make_shared<TestBlob>(bytes_);
   blob_->read_from = same->read_from = "here";
-  support::Gate gate;
   blob_->check = [&](const contentstore::FetchContext&) {
-    gate.Pass();
+    gate_.Pass();
     return absl::PermissionDeniedError("not for you");
   };
   const auto refused = fan_.Open(Request(blob_));
   const auto allowed = fan_.Open(Request(same));
   EXPECT_EQ(fan_.reads(), 1U);
-  gate.Open();
+  gate_.Open();
   EXPECT_TRUE(absl::IsPermissionDenied(ReadAll(refused.get()).status()));
   EXPECT_EQ(ReadAll(allowed.get()).value(), bytes_);
   EXPECT_EQ(same->reads, 1);
@@ -129,8 +127,7 @@ TEST_F(ReadFanTest, AFailureComesAfterTheBytesBeforeIt) {
 }
 
 TEST_F(ReadFanTest, CancellingOneWaitLeavesTheOther) {
-  support::Gate gate;
-  blob_->gate = &gate;
+  blob_->gate = &gate_;
   const auto one = fan_.Open(Request(blob_));
   const auto other = fan_.Open(Request(blob_));
   base::CancelToken cancel;
@@ -138,7 +135,7 @@ TEST_F(ReadFanTest, CancellingOneWaitLeavesTheOther) {
   auto going_on = std::async(std::launch::async, [&] { return ReadAll(other.get()); });
   cancel.Cancel();
   EXPECT_TRUE(absl::IsCancelled(waiting.get()));
-  gate.Open();
+  gate_.Open();
   EXPECT_EQ(going_on.get().value(), bytes_);
 }
 

@@ -24,8 +24,6 @@ namespace {
 using support::RandomBytes;
 using support::TempDir;
 
-constexpr absl::Duration kWakeLimit = absl::Milliseconds(50);
-
 std::unique_ptr<StagedBlobWriter> NewWriter(const TempDir& directory) {
   auto writer = StagedBlobWriter::Create(directory.path());
   EXPECT_TRUE(writer.ok()) << writer.status();
@@ -105,11 +103,10 @@ TEST(StagedBlob, AnEndThatIsNotTheEndFailsTheBlob) {
   EXPECT_TRUE(absl::IsFailedPrecondition(writer->blob()->Wait(nullptr).status()));
 }
 
-// Runs `act` when 16 threads wait for the blob's end and checks that all of them return the same soon after.
+// Runs `act` when 16 threads wait for the blob's end; what they return.
 template <typename Act>
 std::vector<absl::Status> WakeAll(StagedBlob* blob, Act act) {
   std::vector<absl::Status> statuses(16, absl::UnknownError("not run"));
-  std::vector<absl::Time> ends(statuses.size());
   std::vector<std::thread> threads;
   std::atomic<int> started = 0;
   for (size_t i = 0; i < statuses.size(); ++i) {
@@ -118,14 +115,11 @@ std::vector<absl::Status> WakeAll(StagedBlob* blob, Act act) {
       uint8_t byte[1];
       statuses[i] = i % 2 == 0 ? blob->Wait(nullptr).status()
                                : blob->ReadAt(100, absl::MakeSpan(byte), nullptr).status();
-      ends[i] = absl::Now();
     });
   }
   while (started < static_cast<int>(statuses.size())) std::this_thread::yield();
-  const absl::Time start = absl::Now();
   act();
   for (std::thread& thread : threads) thread.join();
-  for (const absl::Time end : ends) EXPECT_LT(end - start, kWakeLimit);
   return statuses;
 }
 
