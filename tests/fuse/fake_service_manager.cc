@@ -20,6 +20,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "gtest/gtest.h"
+#include "tests/support/gate.h"
 
 namespace lazyblob::fuse {
 namespace {
@@ -146,7 +147,7 @@ bool FakeServiceManager::AwaitLine(const std::string& line) {
     return std::find(lines_.begin(), lines_.end(), line) != lines_.end();
   };
   absl::MutexLock lock(&mutex_);
-  return mutex_.AwaitWithTimeout(absl::Condition(&said), absl::Seconds(30));
+  return mutex_.AwaitWithTimeout(absl::Condition(&said), support::kPatience);
 }
 
 void FakeServiceManager::ForgetLines() {

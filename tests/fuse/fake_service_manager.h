@@ -39,7 +39,7 @@ class FakeServiceManager {
   // The main process, the only one that is listened to.
   void Launched(pid_t pid) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Until a message has this line; false after half a minute.
+  // Until a message has this line; false after kPatience.
   bool AwaitLine(const std::string& line) ABSL_LOCKS_EXCLUDED(mutex_);
   // What was said until now is not looked at any more by AwaitLine.
   void ForgetLines() ABSL_LOCKS_EXCLUDED(mutex_);

@@ -35,6 +35,7 @@
 #include "layer/erofs.h"
 #include "tests/fuse/fake_store.h"
 #include "tests/layer/tree_text.h"
+#include "tests/support/eventually.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::fuse {
@@ -223,18 +224,15 @@ int ReadBlob(int mount, uint32_t layer, uint64_t piece) {
 
 // Waits until an alarm has reached a process that cannot take it, because its read is held.
 bool AwaitPendingAlarm(pid_t pid) {
-  for (int i = 0; i < 10'000; ++i) {
+  return support::Eventually([&] {
+    poll(nullptr, 0, 1);
     auto status = base::ReadFile(absl::StrCat("/proc/", pid, "/status"), 64 << 10);
     if (!status.ok()) return false;
     const size_t at = status->find("ShdPnd:");
     uint64_t pending = 0;
-    if (at != std::string::npos && absl::SimpleHexAtoi(status->substr(at + 8, 16), &pending) &&
-        (pending >> (SIGALRM - 1) & 1) != 0) {
-      return true;
-    }
-    poll(nullptr, 0, 1);
-  }
-  return false;
+    return at != std::string::npos && absl::SimpleHexAtoi(status->substr(at + 8, 16), &pending) &&
+           (pending >> (SIGALRM - 1) & 1) != 0;
+  });
 }
 
 // An EROFS mount, attached nowhere, of `image` with a layer's blob as its data.

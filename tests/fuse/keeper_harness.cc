@@ -26,6 +26,7 @@
 #include "absl/strings/str_split.h"
 #include "gtest/gtest.h"
 #include "tests/fuse/fake_service_manager.h"
+#include "tests/support/eventually.h"
 
 namespace lazyblob::fuse {
 
@@ -142,17 +143,52 @@ std::string KeeperHarness::stderr_text() const {
 }
 
 bool KeeperHarness::AwaitStderr(const std::string& text) const {
-  for (int i = 0; i < 1500; ++i) {
+  return support::Eventually([&] {
     if (absl::StrContains(stderr_text(), text)) return true;
     poll(nullptr, 0, 20);
-  }
-  return false;
+    return false;
+  });
 }
 
 std::string KeeperHarness::MakeTarget(const std::string& name) {
   std::string target = absl::StrCat(root_, "/", name);
   EXPECT_TRUE(base::MakeDirectories(target).ok());
   return target;
+}
+
+void KeeperTest::SetUp() {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root";
+  harness_ = std::make_unique<KeeperHarness>();
+}
+
+std::unique_ptr<FakeDaemon> KeeperTest::Next() {
+  auto daemon = harness_->AcceptDaemon();
+  EXPECT_NE(daemon, nullptr) << harness_->stderr_text();
+  return daemon;
+}
+
+std::unique_ptr<FakeDaemon> KeeperTest::StartServing(const std::vector<std::string>& keeper_words) {
+  harness_->Start(keeper_words);
+  auto daemon = Next();
+  if (daemon != nullptr) {
+    EXPECT_EQ(daemon->Do(harness_->ServeCommand()), "OK");
+  }
+  return daemon;
+}
+
+std::string Contents(const std::string& path) {
+  auto bytes = base::ReadFile(path, 1 << 20);
+  return bytes.ok() ? *bytes : std::string(bytes.status().message());
+}
+
+std::pair<int, base::UniqueFd> ConnectTo(const std::string& path) {
+  base::UniqueFd client(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  const int result = connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address);
+  const int error = result == 0 ? 0 : errno;
+  return {error, std::move(client)};
 }
 
 std::vector<std::string> MountLines(const std::string& text) {

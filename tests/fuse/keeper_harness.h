@@ -6,10 +6,12 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/file.h"
 #include "fuse/internal/builtin_image.h"
+#include "gtest/gtest.h"
 
 namespace lazyblob::fuse {
 
@@ -51,7 +53,7 @@ class KeeperHarness {
   // Waits for the keeper's end. Its exit code, or -signal.
   int Wait();
   std::string stderr_text() const;
-  // Until the keeper or its daemons have said so; false after half a minute.
+  // Until the keeper or its daemons have said so; false after kPatience.
   bool AwaitStderr(const std::string& text) const;
 
   const std::string& root() const { return root_; }
@@ -77,6 +79,22 @@ class KeeperHarness {
   std::string daemon_program_ = LAZYBLOB_FAKE_DAEMON;
 };
 
+// Tests on the real kernel, as root.
+class KeeperTest : public ::testing::Test {
+ protected:
+  void SetUp() override;
+  // The next daemon; nullptr, and the test has failed, when the keeper ends instead.
+  std::unique_ptr<FakeDaemon> Next();
+  // A keeper with a first daemon that serves.
+  std::unique_ptr<FakeDaemon> StartServing(const std::vector<std::string>& keeper_words = {});
+
+  std::unique_ptr<KeeperHarness> harness_;
+};
+
+// Of a file, or why it cannot be read.
+std::string Contents(const std::string& path);
+// To a listening socket: 0, or an errno; and the connection, which lasts as long as that.
+std::pair<int, base::UniqueFd> ConnectTo(const std::string& path);
 // Lines of /proc/self/mountinfo that contain `text`.
 std::vector<std::string> MountLines(const std::string& text);
 // Reads the file in a child with uid and gid 65534, below a directory that is open already. Contents, or

@@ -34,11 +34,6 @@ using ::testing::StartsWith;
 
 constexpr char kRanges[] = " 0:100000:1000 1000:200000:1000";
 
-std::string Contents(const std::string& path) {
-  auto bytes = base::ReadFile(path, 1 << 20);
-  return bytes.ok() ? *bytes : std::string(bytes.status().message());
-}
-
 std::string Owner(const std::string& path) {
   struct stat st;
   if (lstat(path.c_str(), &st) != 0) return strerror(errno);

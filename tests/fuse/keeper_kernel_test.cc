@@ -33,11 +33,6 @@ using ::testing::Not;
 using ::testing::SizeIs;
 using ::testing::StartsWith;
 
-std::string Contents(const std::string& path) {
-  auto bytes = base::ReadFile(path, 1 << 20);
-  return bytes.ok() ? *bytes : std::string(bytes.status().message());
-}
-
 // "major:minor" of the file system on whose root the process has a descriptor that is in no mount table; ""
 // if none.
 std::string DetachedDeviceOf(pid_t pid) {
@@ -55,28 +50,12 @@ std::string DetachedDeviceOf(pid_t pid) {
   return "";
 }
 
-class KeeperKernelTest : public ::testing::Test {
+class KeeperKernelTest : public KeeperTest {
  protected:
-  void SetUp() override {
-    if (geteuid() != 0) GTEST_SKIP() << "needs root";
-    harness_ = std::make_unique<KeeperHarness>();
-  }
-
-  // A keeper with a first daemon that serves.
-  std::unique_ptr<FakeDaemon> StartServing(const std::vector<std::string>& keeper_words = {}) {
-    harness_->Start(keeper_words);
-    auto daemon = harness_->AcceptDaemon();
-    EXPECT_NE(daemon, nullptr) << harness_->stderr_text();
-    if (daemon != nullptr) {
-      EXPECT_EQ(daemon->Do(harness_->ServeCommand()), "OK");
-    }
-    return daemon;
-  }
   // Kills and takes over.
   std::unique_ptr<FakeDaemon> Replace(FakeDaemon& daemon) {
     daemon.Kill();
-    auto next = harness_->AcceptDaemon();
-    EXPECT_NE(next, nullptr) << harness_->stderr_text();
+    auto next = Next();
     if (next != nullptr) {
       EXPECT_EQ(next->Do("serve-resend " + harness_->blob_path()), "OK");
     }
@@ -87,14 +66,12 @@ class KeeperKernelTest : public ::testing::Test {
     EXPECT_EQ(daemon.Do(harness_->MountCommand(mode, target)), "OK");
     return target;
   }
-
-  std::unique_ptr<KeeperHarness> harness_;
 };
 
 TEST_F(KeeperKernelTest, TheFirstDaemonGetsAFreshConnection) {
   harness_->Start();
-  auto daemon = harness_->AcceptDaemon();
-  ASSERT_NE(daemon, nullptr) << harness_->stderr_text();
+  auto daemon = Next();
+  ASSERT_NE(daemon, nullptr);
   EXPECT_EQ(daemon->Do("take"), "generation=1 taken_over=0 init=/");
   EXPECT_EQ(daemon->Do("mounted"), "[]");
 }
@@ -167,7 +144,7 @@ TEST_F(KeeperKernelTest, SighupHandsOverToASuccessor) {
   auto first = StartServing();
   std::string target = MountLayer(*first, "erofs", "layer");
   ASSERT_EQ(kill(harness_->keeper(), SIGHUP), 0);
-  auto second = harness_->AcceptDaemon();
+  auto second = Next();
   ASSERT_NE(second, nullptr);
   EXPECT_EQ(second->Do("serve-resend " + harness_->blob_path()), "OK");
   EXPECT_EQ(second->Do("mounted"), absl::StrCat("[", target, "]"));
@@ -183,8 +160,8 @@ TEST_F(KeeperKernelTest, AReadUnderWaySurvivesFiveDeaths) {
   EXPECT_EQ(daemon->Do("await-held"), "OK");
   for (int i = 0; i < 5; ++i) {
     daemon->Kill();
-    daemon = harness_->AcceptDaemon();
-    ASSERT_NE(daemon, nullptr) << harness_->stderr_text();
+    daemon = Next();
+    ASSERT_NE(daemon, nullptr);
     EXPECT_EQ(daemon->Do("hold read"), "no server");
     EXPECT_EQ(daemon->Do("serve-held " + harness_->blob_path()), "OK");
     EXPECT_EQ(daemon->Do("await-held"), "OK");
@@ -198,7 +175,7 @@ TEST_F(KeeperKernelTest, ADeathBeforeTheFirstMountGivesANewConnection) {
   // Whether the first daemon has answered the kernel's INIT cannot be known.
   auto first = StartServing();
   first->Kill();
-  auto second = harness_->AcceptDaemon();
+  auto second = Next();
   ASSERT_NE(second, nullptr);
   EXPECT_EQ(second->Do("take"), "generation=2 taken_over=0 init=/");
   EXPECT_EQ(second->Do(harness_->ServeCommand()), "OK");
@@ -215,7 +192,7 @@ TEST_F(KeeperKernelTest, AMountThatHangsWithItsDaemonDoesNotStopTheSuccessor) {
   EXPECT_EQ(first->Do("await-held"), "OK");
   first->Kill();
 
-  auto second = harness_->AcceptDaemon();
+  auto second = Next();
   ASSERT_NE(second, nullptr);
   // It answers though a child of the keeper still hangs.
   EXPECT_EQ(second->Do("mounted"), absl::StrCat("[", a, "]"));
@@ -234,7 +211,7 @@ TEST_F(KeeperKernelTest, AMountThatHangsOnANeverUsedConnectionEndsWithIt) {
   first->Begin(harness_->MountCommand("erofs", a));
   EXPECT_EQ(first->Do("await-held"), "OK");
   first->Kill();
-  auto second = harness_->AcceptDaemon();
+  auto second = Next();
   ASSERT_NE(second, nullptr);
   EXPECT_THAT(second->Do("take"), StartsWith("generation=2 taken_over=0"));
   EXPECT_EQ(second->Do(harness_->ServeCommand()), "OK");
@@ -249,7 +226,7 @@ TEST_F(KeeperKernelTest, ADaemonThatCannotBeReapedIsReplacedAndAnnouncedLater) {
   first->Begin("enter " + target + "/hello");  // a thread of it now hangs in its own mount
   EXPECT_EQ(first->Do("await-held"), "OK");
   first->Kill();
-  auto second = harness_->AcceptDaemon();
+  auto second = Next();
   ASSERT_NE(second, nullptr);
   EXPECT_EQ(kill(first->pid(), 0), 0) << "the old one should still be there";
   EXPECT_THAT(harness_->stderr_text(), HasSubstr("cannot be reaped yet"));
@@ -322,7 +299,7 @@ TEST_F(KeeperKernelTest, TheFirstDaemonSaysWhenItIsReady) {
   base::UniqueFd reader(ends[0]);
   base::UniqueFd writer(ends[1]);
   harness_->Start({absl::StrCat("--ready-fd=", writer.get())});
-  auto daemon = harness_->AcceptDaemon();
+  auto daemon = Next();
   ASSERT_NE(daemon, nullptr);
   writer.Reset();
   char line[32];
@@ -331,14 +308,14 @@ TEST_F(KeeperKernelTest, TheFirstDaemonSaysWhenItIsReady) {
   EXPECT_EQ(read(reader.get(), line, sizeof line), 0) << "somebody else holds the descriptor";
   // Its successor has no such descriptor and is not told of one.
   daemon->Kill();
-  ASSERT_NE(harness_->AcceptDaemon(), nullptr);
+  ASSERT_NE(Next(), nullptr);
 }
 
 TEST_F(KeeperKernelTest, TheDaemonInheritsNothingElse) {
   base::UniqueFd lock(open((harness_->root() + "/lock").c_str(), O_RDWR | O_CREAT, 0600));  // no O_CLOEXEC
   ASSERT_TRUE(lock.valid());
   harness_->Start();
-  auto daemon = harness_->AcceptDaemon();
+  auto daemon = Next();
   std::string open = daemon->Do("descriptors");
   EXPECT_THAT(open, Not(HasSubstr("/lock")));
   EXPECT_THAT(open, Not(HasSubstr("/dev/fuse")));

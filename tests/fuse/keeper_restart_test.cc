@@ -2,9 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -35,11 +33,6 @@ using ::testing::SizeIs;
 using ::testing::StartsWith;
 using ::testing::UnorderedElementsAre;
 
-std::string Contents(const std::string& path) {
-  auto bytes = base::ReadFile(path, 1 << 20);
-  return bytes.ok() ? *bytes : std::string(bytes.status().message());
-}
-
 // As a kernel does for a request that is too old. False: the keeper holds no mount.
 bool AbortConnectionOf(pid_t keeper) {
   const std::string directory = absl::StrCat("/proc/", keeper, "/fd");
@@ -55,36 +48,8 @@ bool AbortConnectionOf(pid_t keeper) {
   return false;
 }
 
-// 0, or an errno; and the connection, which lasts as long as that.
-std::pair<int, base::UniqueFd> Connect(const std::string& path) {
-  base::UniqueFd client(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  path.copy(address.sun_path, sizeof address.sun_path - 1);
-  const int result = connect(client.get(), reinterpret_cast<sockaddr*>(&address), sizeof address);
-  const int error = result == 0 ? 0 : errno;
-  return {error, std::move(client)};
-}
-
-class KeeperRestartTest : public ::testing::Test {
+class KeeperRestartTest : public KeeperTest {
  protected:
-  void SetUp() override {
-    if (geteuid() != 0) GTEST_SKIP() << "needs root";
-    harness_ = std::make_unique<KeeperHarness>();
-  }
-  std::unique_ptr<FakeDaemon> Next() {
-    auto daemon = harness_->AcceptDaemon();
-    EXPECT_NE(daemon, nullptr) << harness_->stderr_text();
-    return daemon;
-  }
-  std::unique_ptr<FakeDaemon> StartServing(const std::vector<std::string>& keeper_words = {}) {
-    harness_->Start(keeper_words);
-    auto daemon = Next();
-    if (daemon != nullptr) {
-      EXPECT_EQ(daemon->Do(harness_->ServeCommand()), "OK");
-    }
-    return daemon;
-  }
   std::string Mount(FakeDaemon& daemon, const std::string& name) {
     std::string target = harness_->MakeTarget(name);
     EXPECT_EQ(daemon.Do(harness_->MountCommand("erofs", target)), "OK");
@@ -99,6 +64,13 @@ class KeeperRestartTest : public ::testing::Test {
   void KillKeeper() {
     ASSERT_EQ(kill(harness_->keeper(), SIGKILL), 0);
     ASSERT_EQ(harness_->Wait(), -SIGKILL);
+  }
+  // Kills the daemon with a read in hand; no other one can start. What the reader has seen is in seen_.
+  void LoseEveryDaemonInARead(FakeDaemon& daemon, const std::string& target, const std::string& program) {
+    HoldRead(daemon, target);
+    ASSERT_TRUE(base::WriteFileAtomically(program, "#!/bin/sh\nkill -KILL $$\n", 0755).ok());
+    daemon.Kill();
+    reader_.join();
   }
   // A directory with the keeper and the daemon, or with `keeper_contents` instead of the keeper.
   std::string Programs(const std::string& name, const std::string& keeper_contents = "") {
@@ -123,7 +95,6 @@ class KeeperRestartTest : public ::testing::Test {
   }
 
   FakeServiceManager manager_;
-  std::unique_ptr<KeeperHarness> harness_;
   std::thread reader_;
   std::string seen_;
 };
@@ -185,7 +156,7 @@ TEST_F(KeeperRestartTest, SocketsAndTheGoodProgramOutliveTheKeeper) {
   EXPECT_EQ(daemon->Do("keep control another " + path + "2"), "OK") << "the first one is not kept any longer";
   ASSERT_TRUE(base::WriteFileAtomically(programs + "/daemon", "#!/bin/sh\nexit 1\n", 0755).ok());
   KillKeeper();
-  const auto client = Connect(path + "2");
+  const auto client = ConnectTo(path + "2");
   EXPECT_EQ(client.first, 0);
   harness_->Start();
   daemon = Next();  // what lies at the path now cannot start
@@ -224,12 +195,12 @@ TEST_F(KeeperRestartTest, WithoutWhatWasKeptTheNextKeeperStartsAfresh) {
   const std::string path = harness_->root() + "/s";
   EXPECT_EQ(daemon->Do("keep control place " + path), "OK");
   KillKeeper();
-  EXPECT_EQ(Connect(path).first, 0) << "it waits for the next keeper";
+  EXPECT_EQ(ConnectTo(path).first, 0) << "it waits for the next keeper";
   manager_.DropStored("mount");
   harness_->Start();
   daemon = Next();
   ASSERT_NE(daemon, nullptr);
-  EXPECT_EQ(Connect(path).first, ECONNREFUSED) << "nobody will ever accept";
+  EXPECT_EQ(ConnectTo(path).first, ECONNREFUSED) << "nobody will ever accept";
   EXPECT_EQ(daemon->Do("take"), "generation=1 taken_over=0 init=/");
   EXPECT_THAT(harness_->stderr_text(), AllOf(HasSubstr("what the service manager has kept cannot be used"),
                                              HasSubstr("was not kept")));
@@ -301,10 +272,7 @@ TEST_F(KeeperRestartTest, WhileNoDaemonStartsReadsFailInTimeAndLaterOnesWork) {
   auto daemon = StartServing({"--error-after=1"});
   ASSERT_NE(daemon, nullptr);
   const std::string target = Mount(*daemon, "layer");
-  HoldRead(*daemon, target);
-  ASSERT_TRUE(base::WriteFileAtomically(programs + "/daemon", "#!/bin/sh\nkill -KILL $$\n", 0755).ok());
-  daemon->Kill();
-  reader_.join();
+  LoseEveryDaemonInARead(*daemon, target, programs + "/daemon");
   EXPECT_THAT(seen_, HasSubstr("Input/output error"));
   EXPECT_THAT(Contents(target + "/cut"), HasSubstr("Input/output error")) << "one that comes now";
   EXPECT_TRUE(harness_->AwaitStderr("times in a row without serving for long; it is started again in 1s"));
@@ -329,10 +297,7 @@ TEST_F(KeeperRestartTest, AKernelThatSendsNothingAgainEndsWhatWasLostWithEio) {
   unsetenv("LAZYBLOB_FAULTS");
   ASSERT_NE(daemon, nullptr);
   const std::string target = Mount(*daemon, "layer");
-  HoldRead(*daemon, target);
-  ASSERT_TRUE(base::WriteFileAtomically(programs + "/daemon", "#!/bin/sh\nkill -KILL $$\n", 0755).ok());
-  daemon->Kill();
-  reader_.join();
+  LoseEveryDaemonInARead(*daemon, target, programs + "/daemon");
   EXPECT_THAT(seen_, HasSubstr("Input/output error"));
 }
 

@@ -1,7 +1,5 @@
 // What the keeper holds for the next daemon, and which program that is; on the real kernel, as root.
 
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <memory>
@@ -19,28 +17,15 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
-class KeeperSuccessorTest : public ::testing::Test {
+class KeeperSuccessorTest : public KeeperTest {
  protected:
-  void SetUp() override {
-    if (geteuid() != 0) GTEST_SKIP() << "needs root";
-    harness_ = std::make_unique<KeeperHarness>();
-  }
-  std::unique_ptr<FakeDaemon> Next() {
-    auto daemon = harness_->AcceptDaemon();
-    EXPECT_NE(daemon, nullptr) << harness_->stderr_text();
-    return daemon;
-  }
   // False: refused. Else a connection that waits for somebody to accept it.
   bool Connects(const std::string& path) {
-    connections_.emplace_back(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    path.copy(address.sun_path, sizeof address.sun_path - 1);
-    return connect(connections_.back().get(), reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+    connections_.push_back(ConnectTo(path));
+    return connections_.back().first == 0;
   }
 
-  std::unique_ptr<KeeperHarness> harness_;
-  std::vector<base::UniqueFd> connections_;
+  std::vector<std::pair<int, base::UniqueFd>> connections_;
 };
 
 TEST_F(KeeperSuccessorTest, WhoConnectsWhileNoDaemonRunsWaitsForTheNext) {

@@ -18,6 +18,7 @@
 #include "tests/fuse/fake_store.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/fake_kernel.h"
+#include "tests/support/gate.h"
 
 namespace lazyblob::fuse {
 
@@ -89,7 +90,7 @@ class ServerFixture : public ::testing::Test {
   bool AwaitKillQuestions(size_t count) {
     absl::MutexLock lock(&mutex_);
     auto asked = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return kill_questions_ >= count; };
-    return mutex_.AwaitWithTimeout(absl::Condition(&asked), absl::Seconds(60));
+    return mutex_.AwaitWithTimeout(absl::Condition(&asked), support::kPatience);
   }
 
   support::FakeClock clock_;

@@ -21,7 +21,19 @@ using support::BytesOf;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-class ServerTest : public ServerFixture {};
+class ServerTest : public ServerFixture {
+ protected:
+  // A read of layer b that the cache file, which has lost its end, does not serve: it waits.
+  uint64_t ReadThatTheCacheFileFails() {
+    StartServer();
+    layer_b_->MakePresent();
+    layer_b_->TruncateCacheFile(100'000);
+    layer_b_->HealWhenDoubted();
+    const uint64_t unique = kernel_.SendRead(node_b_, 1, 65536, 65536);
+    EXPECT_TRUE(layer_b_->AwaitWaiting(1));
+    return unique;
+  }
+};
 
 TEST_F(ServerTest, InitNegotiatesWhatTheDesignNeeds) {
   StartServer();
@@ -157,12 +169,7 @@ TEST_F(ServerTest, ShortCacheFileIsAnErrorNotAShortAnswer) {
 }
 
 TEST_F(ServerTest, WhatTheCacheFileDoesNotGiveIsFetchedAndAnsweredAllTheSame) {
-  StartServer();
-  layer_b_->MakePresent();
-  layer_b_->TruncateCacheFile(100'000);
-  layer_b_->HealWhenDoubted();
-  const uint64_t unique = kernel_.SendRead(node_b_, 1, 65536, 65536);
-  ASSERT_TRUE(layer_b_->AwaitWaiting(1));
+  const uint64_t unique = ReadThatTheCacheFileFails();
   layer_b_->Release();
   const auto answer = kernel_.Await(unique);
   EXPECT_EQ(answer.error, 0);
@@ -174,12 +181,7 @@ TEST_F(ServerTest, WhatTheCacheFileDoesNotGiveIsFetchedAndAnsweredAllTheSame) {
 }
 
 TEST_F(ServerTest, AReadThatWaitsBecauseTheCacheFileFailedIsASuccessors) {
-  StartServer();
-  layer_b_->MakePresent();
-  layer_b_->TruncateCacheFile(100'000);
-  layer_b_->HealWhenDoubted();
-  const uint64_t unique = kernel_.SendRead(node_b_, 1, 65536, 65536);
-  ASSERT_TRUE(layer_b_->AwaitWaiting(1));
+  const uint64_t unique = ReadThatTheCacheFileFails();
   server_->Stop();
   layer_b_->Release();
   EXPECT_EQ(kernel_.ResendUnanswered().count(unique), 1u) << "it is unanswered";

@@ -97,7 +97,7 @@ TEST_F(TakeoverTest, ReadThatComesAgainReplacesItself) {
   ASSERT_TRUE(server_->Resend().ok());
   ASSERT_TRUE(kernel_.AwaitNotification(kNotifyResend));
   kernel_.ResendUnanswered();
-  kernel_.GetAttr(1);
+  ASSERT_TRUE(layer_a_->AwaitCancelled(1));  // the first one
   ASSERT_TRUE(layer_a_->AwaitWaiting(1));
   const size_t before = kernel_.messages();
   layer_a_->Release();
