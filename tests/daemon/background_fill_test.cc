@@ -53,7 +53,7 @@ TEST_F(BackgroundFillTest, FillsWhatIsMountedAndNothingElse) {
   const auto fill = Start();
   EXPECT_TRUE(Eventually(
       [&] { return plain->state() == LayerState::kComplete && toc->state() == LayerState::kComplete; }));
-  EXPECT_EQ(toc->diff_id_check(), DiffIdCheck::kVerified);
+  EXPECT_TRUE(Eventually([&] { return toc->diff_id_check() == DiffIdCheck::kVerified; }));
   EXPECT_EQ(other->state(), LayerState::kLazy);
   EXPECT_EQ(other->stats().cached_bytes, 0);
   Mount(*other);

@@ -18,6 +18,7 @@
 #include "daemon/recorded_sources.h"
 #include "exporter/export_job.h"
 #include "proto/blobs.grpc.pb.h"
+#include "tests/support/eventually.h"
 #include "tests/support/gate.h"
 #include "tests/support/layer_maker.h"
 #include "tests/support/temp_dir.h"
@@ -436,7 +437,7 @@ TEST_F(BlobsServiceTest, AReleasedLeaseLetsGo) {
     v1::ReleaseLeaseResponse response;
     EXPECT_EQ(stub_->Release(&context, request, &response).error_code(), code);
   }
-  EXPECT_FALSE(IsHeld(layer));
+  EXPECT_TRUE(support::Eventually([&] { return !IsHeld(layer); }));
 }
 
 }  // namespace

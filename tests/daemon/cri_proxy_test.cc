@@ -14,6 +14,7 @@
 #include "absl/synchronization/notification.h"
 #include "daemon/cri_proxy_service.h"
 #include "proto/cri.grpc.pb.h"
+#include "tests/support/eventually.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::daemon {
@@ -271,7 +272,7 @@ TEST_F(CriProxyTest, CancellingReachesTheImageService) {
   context.TryCancel();
   caller.join();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
-  EXPECT_TRUE(backend_->cancelled.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  EXPECT_TRUE(backend_->cancelled.WaitForNotificationWithTimeout(support::kPatience));
 }
 
 // A streaming call: requests and answers in any number.
@@ -309,7 +310,7 @@ TEST_F(CriProxyTest, AStreamEndsWhenTheServerEndsItAlthoughTheClientCouldGoOn) {
   grpc::GenericStub stub(channel_);
   grpc::ClientContext context;
   Stream stream(&stub, &context, "/runtime.v1.ImageService/StreamImages");
-  ASSERT_TRUE(stream.done.WaitForNotificationWithTimeout(absl::Seconds(20)));
+  ASSERT_TRUE(stream.done.WaitForNotificationWithTimeout(support::kPatience));
   EXPECT_EQ(stream.messages, (std::vector<std::string>{"1", "2", "3"}));
   EXPECT_EQ(stream.status.error_code(), grpc::StatusCode::OUT_OF_RANGE);
 }
@@ -318,12 +319,7 @@ TEST_F(CriProxyTest, NobodyThereIsUnavailableAndLaterItWorks) {
   EXPECT_EQ(Pull("reg.example/app", "u").error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(Known("app"), "none");
   Serve([](const Backend::Call&) { return Backend::Answer{{Pulled("r")}, grpc::Status::OK}; });
-  absl::Time give_up = absl::Now() + absl::Seconds(20);
-  grpc::Status status;
-  do {
-    status = Pull("reg.example/app", "u");
-  } while (!status.ok() && absl::Now() < give_up);
-  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_TRUE(support::Eventually([&] { return Pull("reg.example/app", "u").ok(); }));
 }
 
 TEST_F(CriProxyTest, ManyAtOnce) {

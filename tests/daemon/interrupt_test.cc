@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "absl/synchronization/notification.h"
+#include "tests/support/gate.h"
 
 namespace lazyblob::daemon {
 namespace {
@@ -17,7 +18,7 @@ TEST_P(InterruptTest, FirstSignalCancels) {
   auto registration = token->OnCancel([&] { cancelled.Notify(); });
   InterruptCancels interrupt(token);
   ASSERT_EQ(kill(getpid(), GetParam()), 0);
-  EXPECT_TRUE(cancelled.WaitForNotificationWithTimeout(absl::Seconds(10)));
+  EXPECT_TRUE(cancelled.WaitForNotificationWithTimeout(support::kPatience));
 }
 
 TEST_P(InterruptTest, SecondSignalEndsTheProcess) {
@@ -31,7 +32,7 @@ TEST_P(InterruptTest, SecondSignalEndsTheProcess) {
         kill(getpid(), GetParam());
         cancelled.WaitForNotification();
         kill(getpid(), GetParam());
-        absl::Notification().WaitForNotificationWithTimeout(absl::Seconds(10));
+        absl::Notification().WaitForNotificationWithTimeout(support::kPatience);
       },
       ::testing::ExitedWithCode(128 + GetParam()), "");
 }

@@ -218,6 +218,7 @@ TEST_F(SnapshotsServiceTest, AListThatNobodyReadsHoldsNoThread) {
   EXPECT_TRUE(client_->Stat("k").ok());
   for (auto& context : contexts) context->TryCancel();
   for (auto& reader : readers) EXPECT_FALSE(reader->Finish().ok());
+  server_.reset();  // whoever lists still, lists `heavy`
 }
 
 TEST_F(SnapshotsServiceTest, TwoHundredWaitingLayersDelayNoOtherCall) {
