@@ -18,12 +18,13 @@
 #include "contentservice/lazy_blobs.h"
 #include "contentservice/learned_images.h"
 #include "tests/contentservice/image_documents.h"
+#include "tests/support/gate.h"
 #include "tests/support/gated_blob_source.h"
 #include "tests/support/temp_dir.h"
 
 namespace lazyblob::contentservice {
 
-inline constexpr absl::Duration kPatience = absl::Seconds(20);
+using support::kPatience;
 inline constexpr char kLabel[] = "containerd.io/distribution.source.registry.test";
 
 // Whole blobs in memory.

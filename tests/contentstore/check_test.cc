@@ -27,9 +27,7 @@ class CheckTest : public StoreTest {
   // A complete layer in a store that was closed.
   void MakeComplete() {
     Open();
-    layer_ = AddIndexed(made_);
-    ASSERT_TRUE(store_->Unlazy(*layer_, {}, {}).ok());
-    ASSERT_EQ(layer_->state(), LayerState::kComplete);
+    layer_ = AddComplete(made_);
     Rest();
   }
   void Rest() {

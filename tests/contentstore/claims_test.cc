@@ -27,6 +27,17 @@ class ClaimsTest : public StoreTest {
     handler.sources = {std::move(source)};
     return store_->AddHandler(handler);
   }
+  static support::Layer LieAbout(support::Layer layer) {
+    layer.diff_id = base::Digest::Of("something else");
+    return layer;
+  }
+  // Its diffID turns out to be a lie.
+  std::shared_ptr<LazyLayer> AddQuarantined(const support::Layer& lie) {
+    std::shared_ptr<LazyLayer> layer = AddIndexed(lie);
+    EXPECT_TRUE(absl::IsDataLoss(store_->Unlazy(*layer, {}, {})));
+    EXPECT_EQ(layer->state(), LayerState::kQuarantined);
+    return layer;
+  }
   std::shared_ptr<GatedBlobSource> OtherSource(const std::string& name) {
     return std::make_shared<GatedBlobSource>(name, &clock_);
   }
@@ -35,9 +46,7 @@ class ClaimsTest : public StoreTest {
 TEST_F(ClaimsTest, WhatALiarSaidOfALayerDoesNotStandInTheWay) {
   Open();
   const support::Layer made = MakeLayer();
-  support::Layer lie = made;
-  lie.diff_id = base::Digest::Of("something else");
-  std::shared_ptr<LazyLayer> layer = Add(lie);
+  std::shared_ptr<LazyLayer> layer = Add(LieAbout(made));
   ASSERT_FALSE(store_->EnsureIndexed(*layer, true, {}, {}).ok());
   ASSERT_EQ(layer->state(), LayerState::kQuarantined);
   layer = Add(made);
@@ -116,11 +125,7 @@ TEST_F(ClaimsTest, WhatEndsTooEarlyOrIsNoAnswerQuarantinesNothing) {
 TEST_F(ClaimsTest, ADiffIdOfAnotherKindIsComparedBeforeTheLayerIsMountedAgain) {
   Open();
   const Estargz made = MakeEstargz({support::RandomBytes(70'000, 5)}, 64 << 10);
-  support::Layer lie = made.layer;
-  lie.diff_id = base::Digest::Of("something else");
-  std::shared_ptr<LazyLayer> layer = AddIndexed(lie);
-  ASSERT_TRUE(absl::IsDataLoss(store_->Unlazy(*layer, {}, {})));
-  ASSERT_EQ(layer->state(), LayerState::kQuarantined);
+  const std::shared_ptr<LazyLayer> layer = AddQuarantined(LieAbout(made.layer));
   support::Layer other = made.layer;
   base::Hasher sha512(base::DigestAlgorithm::kSha512);
   sha512.Update(made.layer.tar);
@@ -136,10 +141,8 @@ TEST_F(ClaimsTest, ADiffIdOfAnotherKindIsComparedBeforeTheLayerIsMountedAgain) {
 TEST_F(ClaimsTest, AQuarantineWhoseReasonWasLostEndsWithTheRightImage) {
   Open();
   const Estargz made = MakeEstargz({support::RandomBytes(70'000, 5)}, 64 << 10);
-  support::Layer lie = made.layer;
-  lie.diff_id = base::Digest::Of("something else");
-  std::shared_ptr<LazyLayer> layer = AddIndexed(lie);
-  ASSERT_TRUE(absl::IsDataLoss(store_->Unlazy(*layer, {}, {})));
+  const support::Layer lie = LieAbout(made.layer);
+  std::shared_ptr<LazyLayer> layer = AddQuarantined(lie);
   const std::string directory = layer->directory();
   layer.reset();
   Close();

@@ -32,10 +32,7 @@ class ScrubTest : public StoreTest {
   // A complete layer in a store that is open.
   void MakeComplete() {
     Open();
-    layer_ = AddIndexed(made_);
-    ASSERT_TRUE(store_->Unlazy(*layer_, {}, {}).ok());
-    ASSERT_EQ(layer_->state(), LayerState::kComplete);
-    ForgetRequests();
+    layer_ = AddComplete(made_);
   }
   // Opens the store again, as after a kill where it is not `well`.
   void Reopen(bool well) {

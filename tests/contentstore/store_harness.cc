@@ -1,7 +1,5 @@
 #include "tests/contentstore/store_harness.h"
 
-#include <thread>
-
 namespace lazyblob::contentstore {
 
 void PendingRead::End(absl::StatusOr<PinnedRange> result) {
@@ -35,15 +33,6 @@ testing::AssertionResult Same(absl::string_view found, absl::string_view expecte
   while (at < found.size() && at < expected.size() && found[at] == expected[at]) ++at;
   return testing::AssertionFailure() << found.size() << " bytes instead of " << expected.size()
                                      << ", different from byte " << at << " on";
-}
-
-bool Eventually(const std::function<bool()>& condition) {
-  const absl::Time give_up = absl::Now() + support::kPatience;
-  while (!condition()) {
-    if (absl::Now() >= give_up) return false;
-    std::this_thread::yield();
-  }
-  return true;
 }
 
 StoreTest::StoreTest() {
@@ -105,6 +94,15 @@ std::shared_ptr<LazyLayer> StoreTest::AddIndexedFrom(const std::shared_ptr<suppo
   const absl::Status status = store_->EnsureIndexed(*added, false, {}, {});
   EXPECT_TRUE(status.ok()) << status;
   EXPECT_EQ(added->state(), LayerState::kLazy);
+  ForgetRequests();
+  return added;
+}
+
+std::shared_ptr<LazyLayer> StoreTest::AddComplete(const support::Layer& layer) {
+  std::shared_ptr<LazyLayer> added = AddIndexed(layer);
+  const absl::Status status = store_->Unlazy(*added, {}, {});
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(added->state(), LayerState::kComplete);
   ForgetRequests();
   return added;
 }

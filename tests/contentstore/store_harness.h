@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "contentstore/content_store.h"
+#include "tests/support/eventually.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/gate.h"
 #include "tests/support/gated_blob_source.h"
@@ -51,8 +52,7 @@ absl::StatusOr<std::string> Read(LazyLayer& layer, uint64_t offset, uint64_t len
 // Whether two long strings are the same; says where they differ, not what they are.
 testing::AssertionResult Same(absl::string_view found, absl::string_view expected);
 
-// Waits, without sleeping for a fixed time, until `condition` holds; false after support::kPatience.
-bool Eventually(const std::function<bool()>& condition);
+using support::Eventually;
 
 class TestCredentials final : public registry::CredentialsProvider {
  public:
@@ -91,6 +91,9 @@ class StoreTest : public ::testing::Test {
   }
   std::shared_ptr<LazyLayer> AddIndexedFrom(const std::shared_ptr<support::GatedBlobSource>& source,
                                             const support::Layer& layer);
+
+  // … and all its data is there.
+  std::shared_ptr<LazyLayer> AddComplete(const support::Layer& layer);
 
   // Threads of the store may hold a layer a moment longer than its last answer.
   void RemoveOnceUnused(const base::Digest& digest) {
