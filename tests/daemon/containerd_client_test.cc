@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/time/clock.h"
+#include "oci/manifest_writer.h"
 #include "tests/support/fake_containerd.h"
 #include "tests/support/temp_dir.h"
 
@@ -13,13 +14,6 @@ namespace lazyblob::daemon {
 namespace {
 
 using support::FakeContainerd;
-
-oci::Descriptor DescriptorOf(absl::string_view bytes) {
-  oci::Descriptor descriptor;
-  descriptor.digest = base::Digest::Of(bytes);
-  descriptor.size = bytes.size();
-  return descriptor;
-}
 
 class ContainerdClientTest : public ::testing::Test {
  protected:
@@ -29,7 +23,7 @@ class ContainerdClientTest : public ::testing::Test {
     return client.ok() ? *std::move(client) : nullptr;
   }
   absl::Status Write(ContainerdClient& client, const std::string& bytes) {
-    return client.WriteContent("ref", DescriptorOf(bytes), {{"label", "value"}},
+    return client.WriteContent("ref", oci::DescriptorOf(bytes, ""), {{"label", "value"}},
                                [&](uint64_t offset, ContainerdClient::ContentSink sink) {
                                  asked_.push_back(offset);
                                  return sink(absl::string_view(bytes).substr(offset));
@@ -71,17 +65,17 @@ TEST_F(ContainerdClientTest, BlobOfManyMessagesArrivesWhole) {
   std::string bytes(5 << 20, 'x');
   for (size_t i = 0; i < bytes.size(); i += 1000) bytes[i] = static_cast<char>('a' + i % 26);
   ASSERT_TRUE(Write(*client, bytes).ok());
-  auto blob = containerd_.blobs().at(DescriptorOf(bytes).digest.ToString());
+  auto blob = containerd_.blobs().at(oci::DescriptorOf(bytes, "").digest.ToString());
   EXPECT_TRUE(blob.bytes == bytes);
   EXPECT_EQ(blob.labels.at("label"), "value");
 }
 
 TEST_F(ContainerdClientTest, BlobThatIsThereGetsTheLabelsOnly) {
-  containerd_.PutBlob(DescriptorOf("bytes").digest.ToString(), "bytes", {{"old", "kept"}});
+  containerd_.PutBlob(oci::DescriptorOf("bytes", "").digest.ToString(), "bytes", {{"old", "kept"}});
   auto client = Connect();
   ASSERT_TRUE(Write(*client, "bytes").ok());
   EXPECT_TRUE(asked_.empty());
-  auto labels = containerd_.blobs().at(DescriptorOf("bytes").digest.ToString()).labels;
+  auto labels = containerd_.blobs().at(oci::DescriptorOf("bytes", "").digest.ToString()).labels;
   EXPECT_EQ(labels, (FakeContainerd::Labels{{"label", "value"}, {"old", "kept"}}));
 }
 
@@ -114,7 +108,7 @@ TEST_F(ContainerdClientTest, IngestThatCannotBecomeTheBlobIsAborted) {
 
 TEST_F(ContainerdClientTest, ErrorOfTheSourceIsToldAsItIs) {
   auto client = Connect();
-  absl::Status status = client->WriteContent("ref", DescriptorOf("bytes"), {},
+  absl::Status status = client->WriteContent("ref", oci::DescriptorOf("bytes", ""), {},
                                              [](uint64_t, ContainerdClient::ContentSink sink) {
                                                EXPECT_TRUE(sink("by").ok());
                                                return absl::UnavailableError("the registry is down");

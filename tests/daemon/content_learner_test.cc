@@ -6,6 +6,7 @@
 
 #include "base/file.h"
 #include "daemon/containerd_namespaces.h"
+#include "oci/manifest_writer.h"
 #include "tests/support/fake_clock.h"
 #include "tests/support/fake_containerd.h"
 #include "tests/support/temp_dir.h"
@@ -14,13 +15,6 @@ namespace lazyblob::daemon {
 namespace {
 
 using support::FakeContainerd;
-
-oci::Descriptor DescriptorOf(absl::string_view bytes) {
-  oci::Descriptor descriptor;
-  descriptor.digest = base::Digest::Of(bytes);
-  descriptor.size = bytes.size();
-  return descriptor;
-}
 
 class ContainerdNamespacesTest : public ::testing::Test {
  protected:
@@ -35,13 +29,13 @@ class ContainerdNamespacesTest : public ::testing::Test {
   std::unique_ptr<FakeContainerd> containerd_;
   support::FakeClock clock_;
   ContainerdNamespaces namespaces_{socket_, &clock_};
-  const oci::Descriptor layer_ = DescriptorOf("layer");
+  const oci::Descriptor layer_ = oci::DescriptorOf("layer", "");
   const std::string digest_ = layer_.digest.ToString();
 };
 
 TEST_F(ContainerdNamespacesTest, BlobsAreHeldWithoutAByteUnderALeaseThatEnds) {
   StartContainerd();
-  const oci::Descriptor other = DescriptorOf("other");
+  const oci::Descriptor other = oci::DescriptorOf("other", "");
   containerd_->shared = {{digest_, "layer"}, {other.digest.ToString(), "other"}};
   ASSERT_TRUE(namespaces_.Hold("k8s.io", layer_, {{"label", "value"}}).ok());
   ASSERT_TRUE(namespaces_.Hold("k8s.io", other, {}).ok());
@@ -69,7 +63,7 @@ TEST_F(ContainerdNamespacesTest, BlobThatTheStoreBehindDoesNotKnowIsNotWritten) 
 
 TEST_F(ContainerdNamespacesTest, LeaseThatSomebodyDeletedIsMadeAgain) {
   StartContainerd();
-  const oci::Descriptor other = DescriptorOf("other");
+  const oci::Descriptor other = oci::DescriptorOf("other", "");
   containerd_->shared = {{digest_, "layer"}, {other.digest.ToString(), "other"}};
   ASSERT_TRUE(namespaces_.Hold("default", layer_, {}).ok());
   containerd_->DeleteLeases();

@@ -21,8 +21,8 @@
 #include "proto/containerd_leases.grpc.pb.h"
 #include "proto/containerd_namespaces.grpc.pb.h"
 #include "proto/containerd_version.grpc.pb.h"
-#include "tests/support/gate.h"
 #include "proto/snapshots.grpc.pb.h"
+#include "tests/support/gate.h"
 
 namespace lazyblob::support {
 namespace {

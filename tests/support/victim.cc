@@ -5,8 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -52,22 +55,10 @@ int Run(const std::string& root, const std::string& task, const std::string& poi
   return WEXITSTATUS(status) == 0 ? 0 : -1;
 }
 
-}  // namespace
-
-std::string VictimRoot() { return Variable("LAZYBLOB_VICTIM_ROOT"); }
-std::string VictimTask() { return Variable("LAZYBLOB_VICTIM_TASK"); }
-
-int RunVictim(const std::string& root, const std::string& task, const std::string& point) {
-  return Run(root, task, point, {});
-}
-
-int RunVictimUntil(const std::string& root, const std::string& task, const std::string& call, int when) {
-  const std::string inject = absl::StrCat("inject=", call, ":signal=KILL:when=", when);
-  return Run(root, task, "", {"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call, "-e", inject});
-}
-
-std::map<std::string, int> CountVictimCalls(const std::string& root, const std::string& task,
-                                            absl::string_view calls) {
+// How often one thread of it makes each of `calls` at most; empty when it does not end well or there is no
+// strace.
+std::map<std::string, int> CountCalls(const std::string& root, const std::string& task,
+                                      absl::string_view calls) {
   const std::string trace = root + "/trace";
   if (Run(root, task, "", {"strace", "-f", "-qq", "-o", trace, "-e", absl::StrCat("trace=", calls)}) != 0) {
     return {};
@@ -83,6 +74,36 @@ std::map<std::string, int> CountVictimCalls(const std::string& root, const std::
   std::map<std::string, int> counts;
   for (const auto& [key, count] : by_thread) counts[key.second] = std::max(counts[key.second], count);
   return counts;
+}
+
+}  // namespace
+
+std::string VictimRoot() { return Variable("LAZYBLOB_VICTIM_ROOT"); }
+std::string VictimTask() { return Variable("LAZYBLOB_VICTIM_TASK"); }
+
+int RunVictim(const std::string& root, const std::string& task, const std::string& point) {
+  return Run(root, task, point, {});
+}
+
+int KillAtEachCall(const std::string& root, const std::string& task, absl::string_view calls,
+                   absl::FunctionRef<void()> before, absl::FunctionRef<void(const std::string& at)> after) {
+  before();
+  int kills = 0;
+  for (const auto& [call, count] : CountCalls(root, task, calls)) {
+    for (int when = 1; when <= count; ++when) {
+      const std::string at = absl::StrCat(task, " killed at ", call, " number ", when);
+      const std::string inject = absl::StrCat("inject=", call, ":signal=KILL:when=", when);
+      before();
+      if (Run(root, task, "",
+              {"strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call, "-e", inject}) != SIGKILL) {
+        std::fprintf(stderr, "not %s\n", at.c_str());
+        return 0;
+      }
+      after(at);
+      ++kills;
+    }
+  }
+  return kills;
 }
 
 }  // namespace lazyblob::support
