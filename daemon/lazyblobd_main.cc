@@ -74,7 +74,12 @@ absl::StatusOr<Config> ReadConfigOfSuccessor(const Arguments& arguments) {
   if (config.ok()) {
     auto text = lazyblob::base::ReadFile(path, 1 << 20);
     if (text.ok()) {
-      RETURN_IF_ERROR(lazyblob::base::WriteFileAtomically(kept, *text));
+      // A disk that takes nothing must not keep a successor from serving what is there.
+      const absl::Status written = lazyblob::base::WriteFileAtomically(kept, *text);
+      if (!written.ok()) {
+        fprintf(stderr, "lazyblobd: the configuration is not kept: %s\n",
+                std::string(written.message()).c_str());
+      }
     } else {
       unlink(kept.c_str());
     }

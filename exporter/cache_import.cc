@@ -96,9 +96,10 @@ class Importer {
     }
   }
 
-  // Every blob that a manifest names is in the content.
+  // Every blob that a manifest names is in the content, but for one that is a document there.
   void AddBlob(const base::Digest& digest) {
-    if (imported_.Find(digest) == nullptr) imported_.blobs.push_back(*content_.Find(digest));
+    const ContentBlob* const blob = content_.Find(digest);
+    if (blob != nullptr && imported_.Find(digest) == nullptr) imported_.blobs.push_back(*blob);
   }
 
   const Content& content_;

@@ -301,7 +301,12 @@ absl::StatusOr<v1::Ready> WriteToDirectory(const Content& content, const Directo
   std::vector<ExtractLayer> layers;
   std::vector<base::Digest> digests;
   for (const Unpacked& layer : *selected) {
-    layers.push_back({content.Find(layer.descriptor.digest)->blob, layer.diff_id});
+    const ContentBlob* const blob = content.Find(layer.descriptor.digest);
+    if (blob == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(base::Printable(content.name), ": layer ",
+                                                     layer.descriptor.digest.ToString(), " is a manifest"));
+    }
+    layers.push_back({blob->blob, layer.diff_id});
     digests.push_back(layer.descriptor.digest);
   }
   RETURN_IF_ERROR(CheckProvided(content, digests));

@@ -40,7 +40,13 @@ absl::StatusOr<std::vector<contentstore::DescriptorHandler>> Layers(
     for (size_t i = 0; i < manifest.layers.size(); ++i) {
       const oci::Descriptor& layer = manifest.layers[i];
       if (!oci::LayerCompression(layer.media_type).has_value()) continue;
-      if (content.Find(layer.digest)->blob->local()) continue;
+      const ContentBlob* const blob = content.Find(layer.digest);
+      if (blob == nullptr) {
+        return absl::InvalidArgumentError(absl::StrCat("manifest ", document.descriptor.digest.ToString(),
+                                                       " names ", layer.digest.ToString(),
+                                                       " as a layer, which is a manifest itself"));
+      }
+      if (blob->blob->local()) continue;
       layers.try_emplace(layer.digest, contentstore::DescriptorHandler{layer, config.diff_ids[i], {}});
     }
   }

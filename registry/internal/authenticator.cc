@@ -15,6 +15,7 @@ namespace {
 constexpr size_t kMaxEntries = 4096;
 // Callers that come one after another within this time share a look-up: a burst must not start a helper each.
 constexpr absl::Duration kFreshLookup = absl::Seconds(1);
+constexpr absl::Duration kBasicAge = absl::Minutes(1);  // of credentials that are sent without asking again
 
 // Bounds a cache whose keys outsiders can multiply; losing an entry costs one request.
 template <typename Map>
@@ -93,8 +94,12 @@ absl::StatusOr<Authenticator::Identity> Authenticator::LookUp(const Endpoint& en
 absl::StatusOr<std::string> Authenticator::BasicHeader(const Endpoint& endpoint, const CallContext& context) {
   std::shared_ptr<const CredentialsProvider> provider = ProviderOf(context);
   std::optional<Identity> identity = KnownIdentity(IdentityKey(provider.get(), endpoint), provider);
-  if (!identity) {
-    ASSIGN_OR_RETURN(identity, LookUp(endpoint, context));
+  const bool usable = identity && identity->credentials;
+  // Some registries refuse what has expired with 403, which says nothing of credentials.
+  if (!usable || clock_.Monotonic() - identity->looked_up > kBasicAge) {
+    absl::StatusOr<Identity> fresh = LookUp(endpoint, context);
+    if (!fresh.ok() && !usable) return fresh.status();
+    if (fresh.ok()) identity = *std::move(fresh);
   }
   if (!identity->credentials || identity->credentials->username.empty()) {
     return absl::UnauthenticatedError(
